@@ -1,0 +1,144 @@
+"""What a host knows of itself (/etc/ftkvm/agent.toml) and what the cluster knows of its hosts (config/NNNNNNN.json)."""
+
+import ipaddress
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftkvm.catalogue import FtkvmError
+
+DEFAULT_API_PORT = 7443
+DEFAULT_KEEPER_PORT = 7444
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things lie on a host; another root lets several agents live in one process (tests)."""
+
+    root: Path = Path("/")
+
+    @property
+    def config(self) -> Path:
+        return self.root / "etc/ftkvm/agent.toml"
+
+    @property
+    def pki(self) -> Path:
+        return self.root / "etc/ftkvm/pki"
+
+    @property
+    def beat_key(self) -> Path:
+        return self.root / "etc/ftkvm/beat.key"
+
+    @property
+    def run(self) -> Path:
+        """Volatile state: survives restarts of daemons, not a reboot."""
+        return self.root / "run/ftkvm"
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """One host's own settings; addresses are this host's on each network."""
+
+    name: str
+    management: str
+    ft: str
+    migration: str
+    datastore: Path
+    vm_bridges: tuple[str, ...] = ("br-vm",)
+    api_port: int = DEFAULT_API_PORT
+    keeper_port: int = DEFAULT_KEEPER_PORT
+    paths: Paths = field(default_factory=Paths)
+
+    @classmethod
+    def load(cls, paths: Paths | None = None) -> "HostConfig":
+        """Read agent.toml.
+
+        :raises FtkvmError: FTKVM-601, missing or not understood, with the reason
+        """
+        paths = paths or Paths()
+        try:
+            document = tomllib.loads(paths.config.read_text())
+            return cls._from_toml(document, paths)
+        except (OSError, tomllib.TOMLDecodeError, KeyError, ValueError, TypeError) as error:
+            raise FtkvmError("FTKVM-601", path=paths.config, detail=f"{type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _from_toml(cls, document: dict[str, Any], paths: Paths) -> "HostConfig":
+        networks = document["networks"]
+        addresses = {kind: str(ipaddress.ip_address(networks[kind])) for kind in ("management", "ft", "migration")}
+        return cls(
+            name=str(document["host"]["name"]),
+            datastore=Path(document["datastore"]["path"]),
+            vm_bridges=tuple(networks.get("vm_bridges", ("br-vm",))),
+            api_port=int(document.get("api", {}).get("port", DEFAULT_API_PORT)),
+            keeper_port=int(document.get("keeper", {}).get("port", DEFAULT_KEEPER_PORT)),
+            paths=paths,
+            **addresses,
+        )
+
+    def to_toml(self) -> str:
+        """The text of agent.toml; stable, so that a second preparation changes nothing."""
+        bridges = ", ".join(f'"{name}"' for name in self.vm_bridges)
+        return (
+            f'[host]\nname = "{self.name}"\n\n'
+            f'[networks]\nmanagement = "{self.management}"\nft = "{self.ft}"\nmigration = "{self.migration}"\n'
+            f"vm_bridges = [{bridges}]\n\n"
+            f'[datastore]\npath = "{self.datastore}"\n\n'
+            f"[api]\nport = {self.api_port}\n\n[keeper]\nport = {self.keeper_port}\n"
+        )
+
+
+@dataclass(frozen=True)
+class HostEntry:
+    """A host as the cluster's configuration names it."""
+
+    name: str
+    management: str
+    ft: str
+    migration: str
+    api_port: int = DEFAULT_API_PORT
+    keeper_port: int = DEFAULT_KEEPER_PORT
+
+    @classmethod
+    def from_json(cls, name: str, document: dict[str, Any]) -> "HostEntry":
+        return cls(
+            name,
+            str(document["management"]),
+            str(document["ft"]),
+            str(document["migration"]),
+            int(document.get("api_port", DEFAULT_API_PORT)),
+            int(document.get("keeper_port", DEFAULT_KEEPER_PORT)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "management": self.management,
+            "ft": self.ft,
+            "migration": self.migration,
+            "api_port": self.api_port,
+            "keeper_port": self.keeper_port,
+        }
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """One version of the cluster's configuration; a change is a new version (compare-and-swap)."""
+
+    version: int
+    cluster: str
+    hosts: dict[str, HostEntry]
+    settings: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "ClusterConfig":
+        hosts = {name: HostEntry.from_json(name, entry) for name, entry in document.get("hosts", {}).items()}
+        return cls(int(document["version"]), str(document["cluster"]), hosts, dict(document.get("settings", {})))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "cluster": self.cluster,
+            "hosts": {name: entry.to_json() for name, entry in sorted(self.hosts.items())},
+            "settings": self.settings,
+        }
