@@ -92,7 +92,7 @@ def decode(key: bytes, data: bytes) -> Beat | None:
 
 
 def _checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF
 
@@ -110,7 +110,6 @@ def decode_ping(packet: bytes, ident: int, token: bytes) -> int | None:
     if len(packet) < start + ICMP.size + PING_BODY.size:
         return None
     kind, _, _, its_ident, _ = ICMP.unpack_from(packet, start)
-    sent_ms: int
-    its_token, sent_ms = PING_BODY.unpack_from(packet, start + ICMP.size)
+    its_token, at_ms = PING_BODY.unpack_from(packet, start + ICMP.size)
     ours = kind == ECHO_REPLY and its_ident == ident and its_token == token
-    return sent_ms if ours else None
+    return int(at_ms) if ours else None

@@ -52,7 +52,6 @@ class Keeper:
         self.selector = selectors.DefaultSelector()
         self.network = Network(config.ft_address, config.port)
         self.selector.register(self.network.udp, selectors.EVENT_READ, self._beats_arrived)
-        self.selector.register(self.network.icmp, selectors.EVENT_READ, self._pings_arrived)
         self.gates = Gates()
         self.gates_managed = False
         self._manage_gates()
@@ -73,6 +72,7 @@ class Keeper:
         self.last_turn = self.now
         for key, mask in ready:  # all of it before any verdict: after a stall the sockets are full of news
             key.data(mask)
+        self._pings_arrived()  # not worth a wake-up of their own
         if self.now >= self.next_tick:
             self._tick()
         self._conclude()
@@ -152,7 +152,7 @@ class Keeper:
                     continue
             self.peers[address] = rules.heard_beat(peer, beat, body, self.now, self.attended, self.config.silent_ms)
 
-    def _pings_arrived(self, _mask: int) -> None:
+    def _pings_arrived(self) -> None:
         for address, sent_ms in self.network.pings():
             peer = self.peers.get(address)
             if peer is not None:
