@@ -152,8 +152,8 @@ class Observation:
     record_known: bool = True  # False: the datastore has never answered since the agent's start
     winner: WinnerState = field(default_factory=WinnerUnknown)  # of record.epoch
     qemu: QemuState = QemuState.ABSENT
-    #: The last epoch this QEMU process took part in: of a secondary from the name of its overlay (`….ft-7-s.qcow2`), of one
-    #: that has become plain from /run/ftkvm/pairs. None: it never was in one (a secondary must never show None).
+    #: The last epoch this QEMU process took part in: of a secondary from its overlay's name (`….ft-7-s.qcow2`), of
+    #: one that has become plain from /run/ftkvm/pairs. None: it never was in one (a secondary must never show None).
     qemu_epoch: int | None = None
     colo_exit_age_ms: int | None = None  # since COLO_EXIT (or since it was found to have exited); None: COLO runs
     #: Since this QEMU completed a checkpoint (RESUME); if none was seen yet, since the agent began to watch.
@@ -235,7 +235,7 @@ class Yield:
 
 @dataclass(frozen=True)
 class EndEpochShutdown:
-    """create_once the winner file with reason guest-shutdown, then observe again: what it says decides for both copies."""
+    """create_once the winner file with reason guest-shutdown, then observe again: the file decides for both."""
 
     epoch: int
 

@@ -56,14 +56,14 @@ class Reason(StrEnum):
 
 MEANINGS: dict[Reason, str] = {
     Reason.PEER_SILENT: "Neither beats nor ping answers came from the peer on the FT network for `silent_ms`.",
-    Reason.PEER_STALLED: "The peer's kernel answers pings, its keeper is silent, and no checkpoint was completed for long.",
+    Reason.PEER_STALLED: "The peer's kernel answers pings, its keeper is silent, and no checkpoint completes.",
     Reason.PEER_QEMU_GONE: "The peer itself says that its QEMU process is gone.",
     Reason.PEER_DATASTORE_LOST: "The peer says that its datastore hangs or fails; this host's answers.",
     Reason.COLO_EXIT: "QEMU left COLO by itself: its channel to the other copy broke.",
     Reason.CHECKPOINT_STALLED: "Everything looks alive, yet no checkpoint was completed for `checkpoint_timeout_ms`.",
     Reason.REPLICATION_ERROR: "The secondary's disk is losing writes (QUORUM_REPORT_BAD on the primary).",
     Reason.HOLD_LOST: "The hold proxy of the primary died: the guest's frames have no way out.",
-    Reason.PROTECT_UNDONE: "There is a pair record, yet the primary's QEMU is an ordinary one and no protect is running.",
+    Reason.PROTECT_UNDONE: "The pair record stands, yet the primary's QEMU is an ordinary one and no protect runs.",
     Reason.GUEST_SHUTDOWN: "The guest powered itself off: both copies end, none is promoted.",
     Reason.TURN_OFF: "FT is being turned off or disabled; the primary goes on alone.",
     Reason.MOVED: "A copy is being moved to another host; the epoch ends first.",

@@ -94,7 +94,7 @@ def _peer_datastore(obs: Observation, settings: FtSettings) -> Trouble | None:
     """The copy whose storage answers is the better one.
 
     After a hiccup of the shared server both recover and one hears of it first: it must not take the other's last word
-    for a loss. Therefore the own one must have been fine for `settle_ms` (longer than probe period + beat period + reading).
+    for a loss. Therefore the own one must have been fine for `settle_ms`, longer than a probe period and a beat.
     """
     said = said_now(obs)
     if said is None or not said.datastore.bad or obs.datastore is not DatastoreState.OK:

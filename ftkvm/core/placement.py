@@ -1,0 +1,100 @@
+"""Where a new secondary goes (FT-05, FT-07). Pure: the hosts' facts in, a choice or each host's refusal out."""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ftkvm.core.facts import DatastoreState
+
+
+class Refusal(StrEnum):
+    """Why a host cannot take the secondary. One word each; the catalogue and the docs explain them."""
+
+    PRIMARY_HOST = "primary-host"
+    EXCLUDED = "excluded"
+    NOT_ALIVE = "not-alive"
+    MAINTENANCE = "maintenance"
+    DATASTORE = "datastore"
+    QEMU_VERSION = "qemu-version"
+    LIBVIRT_VERSION = "libvirt-version"
+    CPU = "cpu"
+    NETWORK = "network"
+    MEMORY = "memory"
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What is known of one host. `cpu`: a fingerprint of vendor, family, model, stepping and extensions."""
+
+    name: str
+    alive: bool
+    datastore: DatastoreState
+    qemu_version: str
+    libvirt_version: str
+    cpu: str
+    free_memory_mb: int
+    ft_vms: int = 0
+    maintenance: bool = False
+    bridges: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class VmNeeds:
+    """What the VM asks of its secondary's host."""
+
+    name: str
+    primary_host: str
+    memory_mb: int
+    bridges: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`host` is None when none fits; `refusals` says why, per host, also for those that lost only by preference: ()."""
+
+    host: str | None
+    refusals: dict[str, tuple[Refusal, ...]] = field(default_factory=dict)
+
+
+#: The secondary keeps a second copy of the guest's memory for the checkpoint being loaded.
+MEMORY_FACTOR = 2
+
+Check = Callable[[HostFacts, HostFacts, VmNeeds], bool]
+CHECKS: tuple[tuple[Refusal, Check], ...] = (
+    (Refusal.PRIMARY_HOST, lambda host, primary, vm: host.name != vm.primary_host),
+    (Refusal.NOT_ALIVE, lambda host, primary, vm: host.alive),
+    (Refusal.MAINTENANCE, lambda host, primary, vm: not host.maintenance),
+    (Refusal.DATASTORE, lambda host, primary, vm: host.datastore is DatastoreState.OK),
+    (Refusal.QEMU_VERSION, lambda host, primary, vm: host.qemu_version == primary.qemu_version),
+    (Refusal.LIBVIRT_VERSION, lambda host, primary, vm: host.libvirt_version == primary.libvirt_version),
+    (Refusal.CPU, lambda host, primary, vm: host.cpu == primary.cpu),
+    (Refusal.NETWORK, lambda host, primary, vm: vm.bridges <= host.bridges),
+    (Refusal.MEMORY, lambda host, primary, vm: host.free_memory_mb >= MEMORY_FACTOR * vm.memory_mb),
+)
+
+
+def choose_secondary(hosts: Iterable[HostFacts], vm: VmNeeds, exclude: Collection[str] = ()) -> Choice:
+    """The best host for the secondary of `vm`: fewest refusals is not enough, there must be none.
+
+    Among the fitting ones: most free memory, then fewest FT VMs, then the name (so that all agents choose alike).
+    `exclude`: hosts that just failed at it, or that the user ruled out. Facts of the primary's host must be among
+    `hosts`; without them nothing can be compared and every host is refused.
+    """
+    known = {host.name: host for host in hosts}
+    primary = known.get(vm.primary_host)
+    refusals = {name: _refusals(host, primary, vm, exclude) for name, host in sorted(known.items())}
+    fitting = [known[name] for name, why in refusals.items() if not why]
+    best = min(fitting, key=lambda host: (-host.free_memory_mb, host.ft_vms, host.name), default=None)
+    return Choice(best.name if best else None, refusals)
+
+
+def _refusals(host: HostFacts, primary: HostFacts | None, vm: VmNeeds, exclude: Collection[str]) -> tuple[Refusal, ...]:
+    if host.name != vm.primary_host and host.name in exclude:
+        return (Refusal.EXCLUDED,)
+    if host.name == vm.primary_host:
+        return (Refusal.PRIMARY_HOST,)
+    if not host.alive:
+        return (Refusal.NOT_ALIVE,)  # what else it is said to be is old
+    if primary is None:
+        return (Refusal.QEMU_VERSION, Refusal.LIBVIRT_VERSION, Refusal.CPU)
+    return tuple(refusal for refusal, fits in CHECKS if not fits(host, primary, vm))
