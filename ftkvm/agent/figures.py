@@ -1,0 +1,90 @@
+"""Figures of a pair, from QEMU's events: checkpoint times, intervals, and the times of a failover."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+WINDOW = 100
+
+
+@dataclass
+class CheckpointFigures:
+    """Each checkpoint is a STOP and a RESUME event (docs/system/qemu-colo.rst); the last ``WINDOW`` are kept."""
+
+    last_resume: float = 0.0  # monotonic seconds
+    interval_ms: int = 0
+    count: int = 0
+    pauses_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    periods_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _stop_at: float = 0.0
+    _transferred: tuple[float, int] | None = None
+
+    def note(self, event: str, timestamp: dict[str, Any]) -> None:
+        """Take one event with QEMU's own time stamp."""
+        at = float(timestamp.get("seconds", 0)) + float(timestamp.get("microseconds", 0)) / 1e6
+        if event == "STOP":
+            if self._stop_at:
+                self.periods_ms.append((at - self._stop_at) * 1000)
+            self._stop_at = at
+        elif event == "RESUME" and self._stop_at:
+            self.pauses_ms.append((at - self._stop_at) * 1000)
+            self.count += 1
+            self.last_resume = time.monotonic()
+
+    def bandwidth(self, transferred_bytes: int) -> float | None:
+        """Mbit/s since the call before; None at the first."""
+        now, before = time.monotonic(), self._transferred
+        self._transferred = (now, transferred_bytes)
+        if before is None or now - before[0] < 0.05 or transferred_bytes < before[1]:
+            return None
+        return round((transferred_bytes - before[1]) * 8 / 1e6 / (now - before[0]), 2)
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Medians for ``status``: pause and period in ms."""
+        return {
+            "checkpoints": self.count,
+            "checkpoint_ms": round(median(self.pauses_ms), 1) if self.pauses_ms else None,
+            "lockstep_interval_s": round(median(self.periods_ms) / 1000, 3) if self.periods_ms else None,
+        }
+
+
+@dataclass
+class FailoverFigures:
+    """The times of one failover, in ms since its detection."""
+
+    epoch: int
+    reason: str
+    last_checkpoint: float
+    detected_at: float = field(default_factory=time.monotonic)
+    detected_wall: float = field(default_factory=time.time)
+    arbitrated_ms: float | None = None
+    live_ms: float | None = None
+    side: str | None = None
+
+    def arbitrated(self) -> None:
+        if self.arbitrated_ms is None:
+            self.arbitrated_ms = self._since()
+
+    def live(self, side: str) -> None:
+        if self.live_ms is None:
+            self.live_ms = self._since()
+            self.side = side
+
+    def _since(self) -> float:
+        return round((time.monotonic() - self.detected_at) * 1000, 1)
+
+    def to_json(self, host: str) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "reason": self.reason,
+            "host": host,
+            "side": self.side,
+            "at": self.detected_wall,
+            "arbitration_ms": self.arbitrated_ms,
+            "promote_ms": self.live_ms,
+            "since_checkpoint_ms": round((self.detected_at - self.last_checkpoint) * 1000, 1)
+            if self.last_checkpoint
+            else None,
+        }

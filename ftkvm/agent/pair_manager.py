@@ -1,0 +1,384 @@
+"""All FT pairs of this host: the operator's operations, the peers' requests, and what is shown of them."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Body
+
+from ..adapters import images
+from ..adapters.domains import Domains
+from ..catalogue import FtkvmError
+from ..core.pair import QemuState, Winner
+from ..core.reasons import Reason
+from ..core.states import view
+from ..keeper.client import KeeperClient
+from ..keeper.model import EvidenceEvent, PairSpec
+from .context import AgentContext
+from .pair_secondary import prepare
+from .pair_worker import PairWorker
+from .placing import choose_host, own_facts
+from .protect import Protect, remove_secondary_images, undo_protect
+from .records import PairDoc, PairStore
+from .recovery import recover
+from .turn_off import turn_off
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+SCAN_S = 2.0
+RETRY_FIRST_S = 1.0
+RETRY_MAX_S = 15.0
+
+
+class PairManager:
+    """One per agent. Operations are serialised per VM; nothing of it survives a restart except what is on disk."""
+
+    def __init__(self, ctx: AgentContext) -> None:
+        self.ctx = ctx
+        self.domains = Domains(ctx.libvirt)
+        self.keeper = KeeperClient()
+        self.workers: dict[str, PairWorker] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._retry_at: dict[str, float] = {}
+        self._retry_s: dict[str, float] = {}
+        self.refusals: dict[str, str] = {}
+        self._subscription: Any = None
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Find what is there, take care of it; never waits for the datastore here."""
+        self._subscription = self.keeper.subscribe(self._on_evidence)
+        threading.Thread(target=self._scan_forever, name="pairs-scan", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        for worker in list(self.workers.values()):
+            worker.stop()
+
+    def _on_evidence(self, event: EvidenceEvent) -> None:
+        worker = self.workers.get(event.uuid)
+        if worker is not None:
+            worker.poke("evidence", (event.peer, event.datastore))
+
+    def _scan_forever(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._scan()
+            except FtkvmError as error:
+                log.warning("scan: %s", error)
+            except Exception:
+                log.exception("scan")
+            self._stop.wait(SCAN_S)
+
+    def _scan(self) -> None:
+        """A worker for every FT VM whose copy is here, by what libvirt and /run/ftkvm/pairs say."""
+        for uuid, name in self.domains.running().items():
+            if uuid not in self.workers and self._is_ft(uuid):
+                self._adopt(uuid, name)
+        for spec in self._specs():
+            if spec.uuid not in self.workers:
+                self._adopt(spec.uuid, spec.vm)
+
+    def _is_ft(self, uuid: str) -> bool:
+        vm = self.ctx.workers.run(lambda: PairStore(self.ctx.datastore, uuid).vm(), 2.0, "read vm.json")
+        return bool(vm and vm.get("ft", {}).get("enabled"))
+
+    def _specs(self) -> list[Any]:
+        found = []
+        for path in sorted((self.ctx.config.paths.run / "pairs").glob("*.json")):
+            try:
+                found.append(PairSpec.from_json(json.loads(path.read_text())))
+            except (OSError, ValueError) as error:
+                log.warning("%s: %s", path, error)
+        return found
+
+    def _adopt(self, uuid: str, name: str) -> PairWorker:
+        with self._lock:
+            worker = self.workers.get(uuid)
+            if worker is None:
+                worker = PairWorker(self.ctx, self.keeper, uuid, name, self._want_protection)
+                worker.spec = next((spec for spec in self._specs() if spec.uuid == uuid), None)
+                self.workers[uuid] = worker
+                self.ctx.workers.submit(lambda: self._begin(worker), f"recover {name}")
+        return worker
+
+    def _begin(self, worker: PairWorker) -> None:
+        """First what an agent before us left half done, then the worker's own loop."""
+        while not self._stop.is_set():
+            try:
+                recover(self.ctx, worker)
+                break
+            except Exception:
+                log.exception("%s: recovery; trying again", worker.name)
+                time.sleep(1.0)
+        worker.start()
+
+    # -- operations ----------------------------------------------------------------------------------------
+
+    def enable(self, vm_uuid: str, secondary: str | None, progress: Progress) -> None:
+        """Turn FT on for a VM that runs here, and return when it is protected (FT-01).
+
+        :raises FtkvmError: the checks of 4xx, FTKVM-401 already on, FTKVM-501 another operation runs, 51x
+        """
+        store = PairStore(self.ctx.datastore, vm_uuid)
+        name = self.domains.running().get(vm_uuid)
+        if name is None:
+            raise FtkvmError("FTKVM-102", vm=vm_uuid)
+        if secondary == self.ctx.host:
+            raise FtkvmError("FTKVM-403", host=secondary, vm=name)
+        worker = self._adopt(vm_uuid, name)
+        document = self._read(store.vm) or {}
+        if document.get("ft", {}).get("enabled"):
+            raise FtkvmError("FTKVM-401", vm=name)
+        target = choose_host(self.ctx, worker.vm, secondary)
+        try:
+            self.protect(worker, target, progress, enabling=True)
+        except FtkvmError:
+            raise
+        finally:
+            worker.poller.refresh(0.5)
+
+    def protect(self, worker: PairWorker, secondary: str, progress: Progress, *, enabling: bool = False) -> PairDoc:
+        """Run the plan once; what fails before the commit point is undone, after it arbitration takes over."""
+        if not worker.operation_lock.acquire(blocking=False):
+            raise FtkvmError("FTKVM-501", vm=worker.name, operation=worker.operation_name or "unknown")
+        try:
+            worker.operation_name = "protect"
+            worker.cancel_operation.clear()
+            return self._protect(worker, secondary, progress, enabling)
+        finally:
+            worker.operation_name = None
+            worker.operation_lock.release()
+
+    def _protect(self, worker: PairWorker, secondary: str, progress: Progress, enabling: bool) -> PairDoc:
+        store = worker.store
+        if enabling:
+            self._run(lambda: store.set_ft_enabled(True), "write vm.json")
+        epochs = self._run(store.epochs, "read epochs")
+        settings = (self._read(store.vm) or {}).get("ft", {}).get("settings", {})
+        interval_ms = int(settings.get("ft.checkpoint_interval_ms", 500))
+        plan = Protect(
+            self.ctx,
+            store,
+            worker.vm,
+            self.keeper,
+            secondary,
+            (epochs[-1] if epochs else 0) + 1,
+            interval_ms=interval_ms,
+            uncompared_frames=str(settings.get("ft.uncompared_frames", "hold")),
+            compare_timeout_ms=int(settings.get("ft.compare_timeout_ms", 200)),
+            max_switchover_s=float(settings.get("ft.max_switchover_seconds", 8)),
+            progress=progress,
+            cancelled=worker.cancel_operation.is_set,
+            on_record=worker.new_epoch,
+        )
+        try:
+            pair = plan.run()
+        except Exception as error:
+            log.exception("%s: protect", worker.name)
+            self._undo(worker, plan, enabling)
+            if isinstance(error, FtkvmError):
+                raise
+            raise FtkvmError("FTKVM-515", vm=worker.name, detail=error) from error
+        worker.figures.interval_ms = interval_ms
+        worker.protect_figures = plan.figures
+        worker.poller.refresh(2.0)
+        return pair
+
+    def _undo(self, worker: PairWorker, plan: Protect, enabling: bool) -> None:
+        """Before the commit point undo everything; after it the epoch must be won first."""
+        pair = self._run(lambda: worker.store.pair(plan.epoch), "read pair record") if plan.committed else None
+        if pair is not None:
+            winner = self._run(
+                lambda: worker.store.arbitrate(plan.epoch, self.ctx.host, self.ctx.boot_id, Reason.PROTECT_UNDONE),
+                "end the epoch",
+            )
+            if winner.host != self.ctx.host:
+                worker.vm.kill()
+                return
+            worker.publish_solo(plan.epoch)
+        if enabling:
+            worker.store.set_ft_enabled(False)
+        undo_protect(self.ctx, worker.store, worker.vm, plan.journal, self.keeper)
+        if enabling or (pair is None and worker.spec is not None and worker.spec.role != "solo"):
+            self.keeper.drop_pair(worker.uuid)
+            worker.spec = None
+        worker.poller.refresh(2.0)
+
+    def turn_off(self, vm_uuid: str, progress: Progress) -> None:
+        """Turn FT off: secondary gone, disks merged back, the domain as before.
+
+        :raises FtkvmError: FTKVM-402 not on, FTKVM-530 asked for on the secondary's host, FTKVM-501
+        """
+        worker = self.workers.get(vm_uuid)
+        if worker is None:
+            raise FtkvmError("FTKVM-402", vm=vm_uuid)
+        if worker.spec is not None and worker.spec.role == "secondary":
+            raise FtkvmError("FTKVM-530", vm=worker.name, host=self.ctx.host)
+        if not (self._read(worker.store.vm) or {}).get("ft", {}).get("enabled"):
+            raise FtkvmError("FTKVM-402", vm=worker.name)
+        deadline = time.monotonic() + 30.0
+        worker.cancel_operation.set()
+        while not worker.operation_lock.acquire(timeout=0.2):
+            if time.monotonic() > deadline:
+                raise FtkvmError("FTKVM-501", vm=worker.name, operation=worker.operation_name or "unknown")
+        try:
+            worker.operation_name = "turn-off"
+            worker.cancel_operation.clear()
+            turn_off(self.ctx, worker, progress)
+        finally:
+            worker.operation_name = None
+            worker.operation_lock.release()
+            worker.poller.refresh(2.0)
+
+    # -- re-protect ----------------------------------------------------------------------------------------
+
+    def _want_protection(self, worker: PairWorker, reason: Reason) -> None:
+        """Called by a worker on every turn while the VM runs alone: start a protect when it is time to."""
+        now = time.monotonic()
+        if worker.operation_lock.locked() or now < self._retry_at.get(worker.uuid, 0.0):
+            return
+        self._retry_at[worker.uuid] = now + 3600.0  # until this attempt has ended
+        self.ctx.workers.submit(lambda: self._re_protect(worker, reason), f"re-protect {worker.name}")
+
+    def _re_protect(self, worker: PairWorker, reason: Reason) -> None:
+        started = time.monotonic()
+        try:
+            self._merge_leftovers(worker)
+            host = choose_host(self.ctx, worker.vm, None)
+            self.protect(worker, host, lambda step, of, text: log.info("%s: %d/%d %s", worker.name, step, of, text))
+            self._retry_s.pop(worker.uuid, None)
+            self.refusals.pop(worker.uuid, None)
+            worker.reprotect_s = round(time.monotonic() - started, 3)
+            delay_s = 0.0
+        except Exception as error:
+            self.refusals[worker.uuid] = str(error)
+            delay_s = self._retry_s.get(worker.uuid, RETRY_FIRST_S)
+            self._retry_s[worker.uuid] = min(RETRY_MAX_S, delay_s * 2)
+            log.warning("%s: not protected (%s), again in %.0f s: %s", worker.name, reason, delay_s, error)
+        self._retry_at[worker.uuid] = time.monotonic() + delay_s
+
+    def _merge_leftovers(self, worker: PairWorker) -> None:
+        """Images of copies that lost their epoch go, once nobody can need them any more."""
+        for epoch in worker.store.epochs():
+            pair, winner = worker.store.pair(epoch), worker.store.winner(epoch)
+            if pair is None or not isinstance(winner, Winner):
+                continue
+            in_use = {image for disk in worker.vm.shape().disks for image in _chain_paths(disk.source)}
+            for place in (pair.primary, pair.secondary):
+                for image in place.disks.values():
+                    if image not in in_use and ".ft-" in image:
+                        remove_secondary_images(image)
+
+    # -- peers ---------------------------------------------------------------------------------------------
+
+    def router(self) -> APIRouter:
+        """What other agents ask of this one about pairs; certificates are checked before it gets here."""
+        router = APIRouter()
+
+        @router.post("/v1/peer/pairs/{uuid}/prepare")
+        def peer_prepare(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+            worker = self._adopt(uuid, request["vm"])
+            if worker.operation_lock.locked():
+                raise FtkvmError("FTKVM-501", vm=worker.name, operation=worker.operation_name or "unknown")
+            return prepare(self.ctx, worker, request)
+
+        @router.post("/v1/peer/pairs/{uuid}/destroy")
+        def peer_destroy(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+            return self._destroy_for_peer(uuid, int(request["epoch"]), str(request["reason"]))
+
+        @router.get("/v1/peer/facts")
+        def peer_facts() -> dict[str, Any]:
+            return own_facts(self.ctx, len(self.workers))
+
+        @router.get("/v1/peer/pairs/{uuid}")
+        def peer_pair(uuid: str) -> dict[str, Any]:
+            worker = self.workers.get(uuid)
+            if worker is None:
+                return {"qemu": "absent"}
+            state = worker.vm.observe().state
+            if state is QemuState.SECONDARY_LOADED:
+                worker.publish_loaded()
+            return {"qemu": str(state), "epoch": worker.spec.epoch if worker.spec else None}
+
+        return router
+
+    def _destroy_for_peer(self, uuid: str, epoch: int, reason: str) -> dict[str, Any]:
+        """Kill this host's copy of ``epoch`` because the asker owns the VM now. A copy of a later epoch stays.
+
+        safety: the asker is an agent of the cluster (its certificate says so); before the pair record exists only a
+        *secondary* may be ended this way, after it the winner file must not name this host.
+        """
+        worker = self.workers.get(uuid)
+        spec = worker.spec if worker is not None else None
+        if worker is None or spec is None or worker.vm.pid() is None:
+            return {"destroyed": True}
+        if spec.epoch > epoch or (reason == Reason.ABANDONED and spec.role != "secondary"):
+            raise FtkvmError("FTKVM-522", vm=worker.name, host=self.ctx.host, epoch=epoch)
+        winner = self._run(lambda: worker.store.winner(spec.epoch), "read winner")
+        if isinstance(winner, Winner) and winner.host == self.ctx.host:
+            raise FtkvmError("FTKVM-522", vm=worker.name, host=self.ctx.host, epoch=epoch)
+        worker.destroy_own(Reason(reason))
+        return {"destroyed": worker.vm.pid() is None}
+
+    # -- status --------------------------------------------------------------------------------------------
+
+    def status(self, vm_uuid: str | None) -> list[dict[str, Any]]:
+        """What this host knows of its pairs; only hosts on which the VM lives answer for it."""
+        rows = []
+        for worker in list(self.workers.values()):
+            if vm_uuid not in (None, worker.uuid) or worker.observation is None:
+                continue
+            if worker.observation.qemu in (QemuState.PLAIN, QemuState.PRIMARY):
+                rows.append(self._status_row(worker))
+        return rows
+
+    def _status_row(self, worker: PairWorker) -> dict[str, Any]:
+        observation = worker.observation
+        assert observation is not None
+        records = worker.poller.snapshot()
+        row = view(observation, worker.settings)
+        protected = row.state == "protected"
+        decided = isinstance(observation.winner, Winner)
+        pair = records.pair
+        cause = self.refusals.get(worker.uuid) if not protected else None
+        return {
+            "vm": worker.name,
+            "uuid": worker.uuid,
+            "state": str(row.state),
+            "reason": str(row.reason),
+            "shown_as": row.shown_as,
+            "cause": cause,
+            "host": self.ctx.host,
+            "secondary_host": pair.secondary.host if pair is not None and not decided else None,
+            "epoch": pair.epoch if pair else 0,
+            "operation": worker.operation_name,
+            **worker.figures.summary(),
+            "checkpoint_interval_ms": worker.figures.interval_ms or None,
+            "log_bandwidth_mbit_s": worker.log_bandwidth_mbit_s(),
+            "last_failover": worker.last_failover(),
+            "protect": worker.protect_figures,
+            "reprotect_s": worker.reprotect_s,
+            "decision": str(worker.decision.reason) if worker.decision else None,
+        }
+
+    # -- helpers -------------------------------------------------------------------------------------------
+
+    def _run(self, work: Callable[[], Any], what: str) -> Any:
+        return self.ctx.workers.run(work, 10.0, what)
+
+    def _read(self, work: Callable[[], Any]) -> Any:
+        return self._run(work, "read datastore")
+
+
+def _chain_paths(source: str) -> list[str]:
+    return [image.path for image in images.chain(source)]
+
+
+__all__ = ["PairManager"]

@@ -1,0 +1,138 @@
+"""The secondary's host: start the waiting copy when the primary's agent asks for it, and take its memory in."""
+
+import logging
+import random
+import socket
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from ..adapters import images
+from ..catalogue import FtkvmError
+from ..core.chain import parse_overlay
+from ..engine import secondary
+from ..engine.primary import NicPorts
+from ..engine.secondary import Overlays
+from ..engine.shape import Shape, secondary_xml
+from ..keeper.model import PairSpec, PeerSpec
+from .context import AgentContext
+from .pair_worker import PairWorker
+
+log = logging.getLogger(__name__)
+
+PORT_RANGE = range(7500, 8500)
+ACCEPT_TIMEOUT_S = 150.0
+
+
+def prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any]) -> dict[str, Any]:
+    """Start the secondary of an epoch and answer where it listens.
+
+    :param request: ``vm``, ``epoch``, ``primary`` (host), ``xml`` (migratable), ``disks`` (target → image)
+    :raises FtkvmError: FTKVM-520 when a copy of this VM is on this host already (anti-affinity), FTKVM-521 on failure;
+        nothing is left behind then
+    """
+    if worker.vm.pid() is not None:
+        raise FtkvmError("FTKVM-520", vm=request["vm"], host=ctx.host)
+    peer = ctx.cluster.host(request["primary"])
+    spec = PairSpec(
+        worker.uuid,
+        request["vm"],
+        int(request["epoch"]),
+        "secondary",
+        PeerSpec(peer.name, peer.ft, peer.keeper_port),
+        (),
+        "running",
+    )
+    with worker.operation_lock:
+        worker.operation_name = "prepare"
+        try:
+            return _prepare(ctx, worker, request, spec)
+        except Exception as error:
+            log.exception("%s: prepare", request["vm"])
+            worker.vm.kill()
+            worker.keeper.drop_pair(worker.uuid)
+            worker.spec = None
+            if isinstance(error, FtkvmError):
+                raise
+            raise FtkvmError("FTKVM-521", vm=request["vm"], host=ctx.host, detail=error) from error
+
+
+def _prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any], spec: PairSpec) -> dict[str, Any]:
+    disks: dict[str, str] = request["disks"]
+    overlays = {target: Overlays.beside(image) for target, image in disks.items()}
+    for target, image in disks.items():
+        overlay = parse_overlay(image)
+        if overlay is None or overlay.epoch != spec.epoch:
+            raise FtkvmError(
+                "FTKVM-521", vm=spec.vm, host=ctx.host, detail=f"{image} is no overlay of epoch {spec.epoch}"
+            )
+        size = images.chain(image)[0].virtual_bytes
+        images.create_empty(overlays[target].hidden, size)
+        images.create_empty(overlays[target].active, size)
+    worker.vm.domains.create_paused(secondary_xml(request["xml"], disks))
+    shape = worker.vm.shape(fresh=True)
+    worker.new_epoch(_with_taps(spec, shape))
+    worker.keeper.set_pair(_with_taps(spec, shape))
+    monitor = worker.vm.monitor(create=True)
+    ports = free_ports(ctx.config.ft, 1 + 2 * len(shape.nics))
+    nics = {nic.alias: NicPorts(ports[1 + 2 * index], ports[2 + 2 * index]) for index, nic in enumerate(shape.nics)}
+    secondary.prepare(monitor, shape, overlays, ctx.config.ft, ports[0], nics)
+    listener = socket.create_server((ctx.config.ft, 0), backlog=1)
+    listener.settimeout(ACCEPT_TIMEOUT_S)
+    threading.Thread(target=_accept, args=(worker, listener, request["primary"]), name="incoming", daemon=True).start()
+    return {
+        "address": ctx.config.ft,
+        "migration_port": listener.getsockname()[1],
+        "nbd_port": ports[0],
+        "nics": {alias: vars(pair) for alias, pair in nics.items()},
+    }
+
+
+def _with_taps(spec: PairSpec, shape: Shape) -> PairSpec:
+    return PairSpec(
+        spec.uuid, spec.vm, spec.epoch, spec.role, spec.peer, tuple(nic.tap for nic in shape.nics), spec.qemu
+    )
+
+
+def _accept(worker: PairWorker, listener: socket.socket, primary_host: str) -> None:
+    """Take the primary's one connection and hand it to QEMU; only its FT address may connect."""
+    wanted = worker.ctx.cluster.host(primary_host).ft
+    with listener:
+        try:
+            while True:
+                channel, (address, _port) = listener.accept()
+                with channel:
+                    if address != wanted:
+                        log.warning("%s: connection from %s refused", worker.name, address)
+                        continue
+                    channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    channel.setblocking(True)
+                    secondary.accept_migration(worker.vm.monitor(), channel.fileno())
+                    return
+        except Exception as error:
+            log.warning("%s: no migration came in: %s", worker.name, error)
+
+
+def free_ports(address: str, count: int) -> list[int]:
+    """Ports of ``PORT_RANGE`` nobody listens on at ``address`` now.
+
+    :raises OSError: there are not that many
+    """
+    found: list[int] = []
+    for port in _shuffled(PORT_RANGE):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"no {count} free ports on {address}")
+
+
+def _shuffled(ports: Iterable[int]) -> list[int]:
+    shuffled = list(ports)
+    random.shuffle(shuffled)  # two VMs prepared at once shall not probe the same ports
+    return shuffled

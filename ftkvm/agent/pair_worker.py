@@ -1,0 +1,429 @@
+"""One FT pair on this host: observe, let core decide, act. One thread per VM; nothing here outlives a question to it.
+
+The thread's inbox takes QMP events, the keeper's evidence and ticks. All that blocks on the datastore runs in
+:class:`RecordPoller` or in a bounded worker, so a hung datastore never stops the thread.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ..catalogue import FtkvmError
+from ..core import pair as core
+from ..core.facts import OperationPhase
+from ..core.pair import Observation, QemuState, Role, Winner, decide
+from ..core.reasons import Reason
+from ..engine import primary, secondary
+from ..keeper.client import KeeperClient
+from ..keeper.model import DatastoreHealth, Evidence, PairSpec, PeerSpec
+from ..ports import WorkTimeout
+from . import holds
+from .context import AgentContext
+from .figures import CheckpointFigures, FailoverFigures
+from .local_vm import LocalVm
+from .poller import RecordPoller
+from .records import PairDoc, PairStore
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+ARBITRATE_WAIT_S = 2.0
+
+
+class PairWorker:
+    """Owns this host's copy of one VM. ``on_re_protect(reason)`` is called when a new secondary is wanted."""
+
+    def __init__(
+        self,
+        ctx: AgentContext,
+        keeper: KeeperClient,
+        uuid: str,
+        name: str,
+        on_re_protect: Callable[["PairWorker", Reason], None],
+    ) -> None:
+        self.ctx = ctx
+        self.keeper = keeper
+        self.uuid = uuid
+        self.name = name
+        self.on_re_protect = on_re_protect
+        self.store = PairStore(ctx.datastore, uuid)
+        self.vm = LocalVm(ctx, uuid, name, self._on_event, lambda: self.poke("monitor-closed"))
+        self.poller = RecordPoller(self.store, ctx, lambda: self.poke("records"))
+        self.inbox: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1024)
+        self.settings = core.FtSettings()
+        self.figures = CheckpointFigures()
+        self.protect_figures: dict[str, float] | None = None
+        self.reprotect_s: float | None = None
+        self.failover: FailoverFigures | None = None
+        self.operation_lock = threading.Lock()  # held while an operation of ours changes this pair
+        self.operation_name: str | None = None
+        self.cancel_operation = threading.Event()
+        self.decision: core.Decision | None = None
+        self.observation: Observation | None = None
+        self.spec: PairSpec | None = None
+        self._evidence: Evidence | None = None
+        self._datastore: DatastoreHealth | None = None
+        self._datastore_ok_since: float | None = None
+        self._watching_since = time.monotonic()
+        self._colo_exit_at: float | None = None
+        self._replication_error = False
+        self._guest_shut_down = False
+        self._arbitration: Any = None
+        self._arbitrated: tuple[int, Winner] | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"pair-{name}", daemon=True)
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.poller.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.poke("stop")
+        self.poller.stop()
+
+    def poke(self, why: str, what: Any = None) -> None:
+        """Wake the thread; a full inbox means it is awake anyway."""
+        try:
+            self.inbox.put_nowait((why, what))
+        except queue.Full:
+            log.warning("%s: inbox full, %s dropped", self.name, why)
+
+    def new_epoch(self, spec: PairSpec) -> None:
+        """A pair (or a secondary) of a new epoch begins on this host: forget the events of the one before."""
+        self._colo_exit_at = None
+        self._replication_error = False
+        self._guest_shut_down = False
+        self._watching_since = time.monotonic()
+        self.figures = CheckpointFigures()
+        self.spec = spec
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        self.poke("event", event)
+
+    # -- the loop ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            wait_s = TICK_S
+            if self.decision is not None and self.decision.recheck_ms is not None:
+                wait_s = min(wait_s, self.decision.recheck_ms / 1000)
+            self._drain(wait_s)
+            try:
+                self.turn()
+            except Exception:
+                log.exception("%s: turn failed; the next one starts from what is there", self.name)
+                time.sleep(0.2)
+
+    def _drain(self, wait_s: float) -> None:
+        """Take what is in the inbox, waiting at most ``wait_s`` for the first."""
+        timeout: float | None = wait_s
+        while True:
+            try:
+                why, what = self.inbox.get(timeout=timeout) if timeout else self.inbox.get_nowait()
+            except queue.Empty:
+                return
+            timeout = None
+            if why == "event":
+                self._note_event(what)
+            elif why == "evidence":
+                self._note_evidence(*what)
+
+    def _note_event(self, event: dict[str, Any]) -> None:
+        name, data = event["event"], event.get("data", {})
+        self.figures.note(name, event.get("timestamp", {}))
+        if name == "COLO_EXIT" and data.get("reason") == "error":
+            self._colo_exit_at = self._colo_exit_at or time.monotonic()
+            self.cancel_operation.set()
+        elif name == "QUORUM_REPORT_BAD" and data.get("error"):
+            self._replication_error = True
+        elif name == "SHUTDOWN" and data.get("guest") and data.get("reason") in ("guest-shutdown", "guest-panic"):
+            self._guest_shut_down = True
+            self._publish(qemu="shutdown")
+        elif name == "RESET":
+            self._after_reset()
+        if name not in ("STOP", "RESUME"):
+            log.info("%s: %s %s", self.name, name, data)
+
+    def _after_reset(self) -> None:
+        """Emulation only: a secondary may run stale translations after a reboot (engine.md). Drop them all."""
+        if self.spec is None or self.spec.role != "secondary":
+            return
+        try:
+            monitor = self.vm.monitor()
+            for value in ("on", "off"):
+                monitor.execute("human-monitor-command", {"command-line": f"one-insn-per-tb {value}"})
+        except Exception as error:
+            log.info("%s: translations not dropped: %s", self.name, error)
+
+    def _note_evidence(self, evidence: Evidence, datastore: DatastoreHealth) -> None:
+        self._evidence, self._datastore = evidence, datastore
+        if datastore.state != "ok":
+            self._datastore_ok_since = None
+        elif self._datastore_ok_since is None:
+            self._datastore_ok_since = time.monotonic()
+
+    def turn(self) -> None:
+        """One round: observe, decide, act."""
+        observation = self.observe()
+        decision = decide(observation, self.settings)
+        if self.decision is None or decision.actions != self.decision.actions:
+            log.info("%s: %s %s", self.name, decision.reason, [str(action) for action in decision.actions])
+        self.observation, self.decision = observation, decision
+        for action in decision.actions:
+            self._act(action)
+
+    # -- observe -------------------------------------------------------------------------------------------
+
+    def observe(self) -> Observation:
+        """Everything core wants to know; QEMU first, the records after it (facts.py says why)."""
+        view = self.vm.observe()
+        qemu = view.state
+        if self._guest_shut_down:
+            qemu = QemuState.SHUT_DOWN
+        records = self.poller.snapshot()
+        winner = records.winner
+        if self._arbitrated is not None and records.pair is not None and self._arbitrated[0] == records.pair.epoch:
+            winner = self._arbitrated[1]
+        in_colo = qemu in (QemuState.PRIMARY, QemuState.SECONDARY_LOADED)
+        now = time.monotonic()
+        if in_colo and not view.colo_running and self._colo_exit_at is None and not self._operating():
+            self._colo_exit_at = now
+        return Observation(
+            now_ms=int(now * 1000),
+            me=self.ctx.host,
+            boot_id=self.ctx.boot_id,
+            record=records.pair.core() if records.pair else None,
+            record_known=records.known,
+            winner=winner,
+            qemu=qemu,
+            qemu_epoch=self.spec.epoch if self.spec else None,
+            colo_exit_age_ms=_age_ms(self._colo_exit_at, now) if in_colo else None,
+            checkpoint_age_ms=_age_ms(max(self._watching_since, self.figures.last_resume), now) if in_colo else None,
+            interval_ms=self.figures.interval_ms or 500,
+            replication_error=self._replication_error,
+            hold_alive=qemu is not QemuState.PRIMARY or self._operating() or holds.alive(self.ctx, self.uuid),
+            peer=_core_evidence(self._evidence),
+            datastore=self._datastore_state(),
+            datastore_ok_ms=_age_ms(self._datastore_ok_since, now) or 0,
+            operation=self._operation(records.operation_running),
+            ft_enabled=records.ft_enabled,
+        )
+
+    def _operating(self) -> bool:
+        return self.operation_lock.locked()
+
+    def _operation(self, on_datastore: str | None) -> core.Operation | None:
+        if self._operating():
+            return core.Operation(self.operation_name or "protect", OperationPhase.PREPARING)
+        return core.Operation(on_datastore, OperationPhase.PREPARING) if on_datastore else None
+
+    def _datastore_state(self) -> core.DatastoreState:
+        return core.DatastoreState(self._datastore.state if self._datastore else "unknown")
+
+    # -- act -----------------------------------------------------------------------------------------------
+
+    def _act(self, action: core.Action) -> None:
+        match action:
+            case core.Arbitrate(epoch, reason):
+                self._arbitrate(epoch, reason)
+            case core.EndEpochShutdown(epoch):
+                self._arbitrate(epoch, Reason.GUEST_SHUTDOWN)
+            case core.GoLive(epoch):
+                self._go_live(epoch)
+            case core.GoOnAlone(epoch):
+                self._go_on_alone(epoch)
+            case core.DestroyOwn(reason):
+                self.destroy_own(reason)
+            case core.TellPeerDestroy(epoch):
+                self._tell_peer(epoch)
+            case core.ReProtect(reason):
+                self.on_re_protect(self, reason)
+            case core.Yield() | core.Nothing():
+                pass
+
+    def _arbitrate(self, epoch: int, reason: Reason) -> None:
+        """Try to win; wait a bounded time for the datastore, and take the answer up later when it is slow."""
+        if self.failover is None or self.failover.epoch != epoch:
+            self.failover = FailoverFigures(epoch, str(reason), self.figures.last_resume)
+        if self._arbitration is None:
+            self._arbitration = self.ctx.workers.submit(
+                lambda: self.store.arbitrate(epoch, self.ctx.host, self.ctx.boot_id, reason), f"arbitrate {self.name}"
+            )
+        try:
+            winner = self._arbitration.result(ARBITRATE_WAIT_S)
+        except TimeoutError:
+            log.warning("%s: the datastore does not answer; nobody goes live", self.name)
+            return
+        except FtkvmError as error:
+            log.warning("%s: arbitration: %s", self.name, error)
+            self._arbitration = None
+            time.sleep(0.05)
+            return
+        self._arbitration = None
+        self._arbitrated = (epoch, winner)
+        self.failover.arbitrated()
+        log.warning("%s: epoch %d is won by %s (%s)", self.name, epoch, winner.host, winner.reason)
+        self.poke("arbitrated")
+
+    def _go_live(self, epoch: int) -> None:
+        """This secondary becomes the VM. The keeper opens the gate and tells the peer; QEMU goes live at once."""
+        shape, monitor = self.vm.shape(), self.vm.monitor()
+        self.publish_solo(epoch)
+        secondary.go_live(monitor, shape)
+        if self.failover is not None:
+            self.failover.live("secondary")
+        monitor.execute("announce-self", {"initial": 20, "max": 500, "rounds": 5, "step": 100})
+        secondary.normalise(monitor, shape)
+        self._after_failover(epoch)
+
+    def _go_on_alone(self, epoch: int) -> None:
+        """This primary drops its secondary and runs on."""
+        shape, monitor = self.vm.shape(), self.vm.monitor()
+        self.publish_solo(epoch)
+        primary.release(monitor, shape)
+        if self.failover is not None:
+            self.failover.live("primary")
+        primary.normalise(monitor, shape)
+        holds.stop(self.ctx, self.uuid)
+        self._after_failover(epoch)
+
+    def _after_failover(self, epoch: int) -> None:
+        self._colo_exit_at = None
+        self._replication_error = False
+        if self.failover is not None and self.failover.epoch == epoch:
+            document = self.failover.to_json(self.ctx.host)
+            log.warning("%s: %s", self.name, document)
+            self.ctx.workers.submit(lambda: self._record_failover(document), "record failover")
+
+    def _record_failover(self, document: dict[str, Any]) -> None:
+        self.store.save_failover(document)
+        self.ctx.datastore.append_line(
+            f"history/{self.ctx.host}.jsonl", {"event": "failover", "vm": self.name, **document}
+        )
+
+    def destroy_own(self, reason: Reason) -> None:
+        """SIGKILL, then forget: the gate stays as long as the process does."""
+        gone = self.vm.kill()
+        if not gone:
+            log.error("%s: QEMU still dies (%s)", self.name, reason)
+            return
+        self._publish(qemu="gone")
+        holds.stop(self.ctx, self.uuid)
+        self.keeper.drop_pair(self.uuid)
+        self.spec = None
+        self._guest_shut_down = False
+        self._colo_exit_at = None
+
+    def _tell_peer(self, epoch: int) -> None:
+        """Best effort, short: safety never needs the answer."""
+        pair = self.poller.snapshot().pair
+        if pair is None or pair.epoch != epoch:
+            return
+        peer = pair.peer_of(self.ctx.host).host
+        evidence = self._evidence
+
+        def tell() -> None:
+            self.ctx.peers.call(
+                peer,
+                "POST",
+                f"/v1/peer/pairs/{self.uuid}/destroy",
+                {"epoch": epoch, "reason": str(Reason.PEER_WON)},
+                timeout_s=3.0,
+            )
+
+        try:
+            work = self.ctx.workers.submit(tell, f"tell {peer}")
+            if evidence is not None and evidence.verdict == "alive":
+                work.result(0.3)
+        except (FtkvmError, TimeoutError, WorkTimeout) as error:
+            log.info("%s: %s was not told: %s", self.name, peer, error)
+
+    # -- what the keeper says for us -----------------------------------------------------------------------
+
+    def publish_solo(self, epoch: int) -> None:
+        if self.spec is None:
+            self.spec = self._spec_from_record(epoch)
+        taps = tuple(nic.tap for nic in self.vm.shape().nics)
+        self.spec = replace(self.spec, role="solo", won_epoch=epoch, qemu="running", taps=taps)
+        self.keeper.set_pair(self.spec)
+
+    def _publish(self, qemu: Any) -> None:
+        if self.spec is not None and self.spec.qemu != qemu:
+            self.spec = replace(self.spec, qemu=qemu)
+            self.keeper.set_pair(self.spec)
+
+    def publish_loaded(self) -> None:
+        """The secondary says that it could go live."""
+        self._publish("loaded")
+
+    def spec_of_pair(self, pair: PairDoc) -> None:
+        """Take this host's side of ``pair`` as what the keeper shall be told (a restarted agent has no spec)."""
+        if self.spec is None or self.spec.epoch != pair.epoch:
+            self.spec = spec_of(self.ctx, pair, pair.core().role_of(self.ctx.host), ())
+
+    def log_bandwidth_mbit_s(self) -> float | None:
+        """What goes to the secondary, from QEMU's count of migrated bytes since it was last asked."""
+        try:
+            ram = self.vm.monitor().execute("query-migrate", timeout_s=0.5).get("ram", {})
+        except Exception as error:
+            log.debug("%s: %s", self.name, error)
+            return None
+        return self.figures.bandwidth(int(ram.get("transferred", 0)))
+
+    def last_failover(self) -> dict[str, Any] | None:
+        """The last failover this VM had, as recorded on the datastore."""
+        return self.poller.snapshot().last_failover
+
+    def _spec_from_record(self, epoch: int) -> PairSpec:
+        pair = self.poller.snapshot().pair
+        assert pair is not None and pair.epoch == epoch
+        return spec_of(self.ctx, pair, pair.core().role_of(self.ctx.host), ())
+
+
+def spec_of(ctx: AgentContext, pair: PairDoc, role: Role, taps: tuple[str, ...]) -> PairSpec:
+    """What the keeper is told about this host's side of ``pair``."""
+    peer = ctx.cluster.host(pair.peer_of(ctx.host).host)
+    return PairSpec(
+        pair.uuid,
+        pair.vm,
+        pair.epoch,
+        "primary" if role is Role.PRIMARY else "secondary",
+        PeerSpec(peer.name, peer.ft, peer.keeper_port),
+        taps,
+        "running",
+    )
+
+
+def _age_ms(since: float | None, now: float) -> int | None:
+    return None if since is None else max(0, int((now - since) * 1000))
+
+
+def _core_evidence(evidence: Evidence | None) -> core.PeerEvidence:
+    if evidence is None:
+        return core.PeerEvidence()
+    said = evidence.said
+    if said is None or said.epoch is None or said.role is None:
+        return core.PeerEvidence(core.Verdict(evidence.verdict), evidence.beat_age_ms, None)
+    role = Role.SECONDARY if said.role == "secondary" else Role.PRIMARY
+    return core.PeerEvidence(
+        core.Verdict(evidence.verdict),
+        evidence.beat_age_ms,
+        core.PeerSaid(
+            said.epoch,
+            role,
+            core.PeerQemu(said.qemu or "gone"),
+            said.won_epoch,
+            core.DatastoreState(said.datastore),
+            said.boot_id,
+        ),
+    )
+
+
+__all__ = ["PairWorker", "spec_of"]

@@ -1,0 +1,107 @@
+"""Facts of all hosts, asked in parallel, for core's placement of a secondary."""
+
+import hashlib
+import logging
+import xml.etree.ElementTree as ET
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ..adapters.libvirt import dotted
+from ..catalogue import FtkvmError
+from ..core.facts import DatastoreState
+from ..core.placement import HostFacts, VmNeeds, choose_secondary
+from ..keeper.client import KeeperClient
+from .context import AgentContext
+from .local_vm import LocalVm
+
+log = logging.getLogger(__name__)
+
+ASK_TIMEOUT_S = 2.0
+
+
+def hosts_facts(ctx: AgentContext) -> list[HostFacts]:
+    """What every host of the cluster says of itself now; one that does not answer is not alive."""
+    asked: dict[str, Future[dict[str, Any]]] = {}
+    for name in ctx.cluster.hosts():
+        asked[name] = ctx.workers.submit(
+            lambda name=name: ctx.peers.call(name, "GET", "/v1/peer/facts", timeout_s=ASK_TIMEOUT_S),  # type: ignore[misc]
+            f"facts of {name}",
+        )
+    return [_facts(name, future) for name, future in asked.items()]
+
+
+def _facts(name: str, future: "Future[dict[str, Any]]") -> HostFacts:
+    try:
+        said = future.result(ASK_TIMEOUT_S + 1.5)
+    except (FtkvmError, FutureTimeout) as error:
+        log.info("facts of %s: %s", name, error)
+        return HostFacts(name, False, DatastoreState.UNKNOWN, "", "", "", 0)
+    return HostFacts(
+        name,
+        True,
+        DatastoreState(said["datastore"]),
+        said["qemu_version"],
+        said["libvirt_version"],
+        said["cpu"],
+        int(said["free_memory_mb"]),
+        int(said["ft_vms"]),
+        bool(said.get("maintenance")),
+        frozenset(said["bridges"]),
+    )
+
+
+def own_facts(ctx: AgentContext, ft_vms: int) -> dict[str, Any]:
+    """This host's own facts, as ``GET /v1/peer/facts`` answers them."""
+    versions = ctx.libvirt.require_versions()
+    return {
+        "datastore": KeeperClient().status().datastore.state,
+        "qemu_version": dotted(versions.qemu),
+        "libvirt_version": dotted(versions.libvirt),
+        "cpu": _cpu(),
+        "free_memory_mb": psutil.virtual_memory().available >> 20,
+        "ft_vms": ft_vms,
+        "bridges": [name for name in ctx.config.vm_bridges if Path(f"/sys/class/net/{name}/bridge").is_dir()],
+    }
+
+
+def _cpu() -> str:
+    """Vendor, family, model, stepping and a digest of the feature flags of the first CPU."""
+    fields = {}
+    for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+        key, _colon, value = line.partition(":")
+        fields[key.strip()] = value.strip()
+    flags = hashlib.sha256(" ".join(sorted(fields.get("flags", "").split())).encode()).hexdigest()[:12]
+    return "/".join([*(fields.get(key, "") for key in ("vendor_id", "cpu family", "model", "stepping")), flags])
+
+
+def choose_host(ctx: AgentContext, vm: LocalVm, wanted: str | None) -> str:
+    """The host for the secondary of ``vm``; ``wanted`` is the operator's choice, checked like any other.
+
+    :raises FtkvmError: FTKVM-201 no such host, FTKVM-403 it is the primary's, FTKVM-404 none fits (with each reason)
+    """
+    if wanted is not None:
+        ctx.cluster.host(wanted)
+        if wanted == ctx.host:
+            raise FtkvmError("FTKVM-403", host=wanted, vm=vm.name)
+    shape = vm.shape()
+    needs = VmNeeds(vm.name, ctx.host, shape.memory_kib // 1024, _bridges(vm))
+    facts = hosts_facts(ctx)
+    exclude = [host.name for host in facts if wanted is not None and host.name != wanted]
+    choice = choose_secondary(facts, needs, exclude)
+    if choice.host is None:
+        reasons = "; ".join(
+            f"{host}: {', '.join(why)}"
+            for host, why in choice.refusals.items()
+            if host != ctx.host and (wanted is None or host == wanted)
+        )
+        raise FtkvmError("FTKVM-404", vm=vm.name, reasons=reasons or "this is the only host")
+    return choice.host
+
+
+def _bridges(vm: LocalVm) -> frozenset[str]:
+    root = ET.fromstring(vm.domains.xml(vm.uuid))
+    return frozenset(source.get("bridge", "") for source in root.iterfind("./devices/interface[@type='bridge']/source"))

@@ -1,0 +1,377 @@
+"""The plan that gives a running VM a secondary, run by the agent of the host the VM runs on.
+
+Each step has a name, is written to the journal on the datastore before it begins, and has an undo that asks what is
+there before it acts; so the plan can be cut off anywhere and undone by an agent that knows only the journal. The
+commit point is ``record``: once the pair record exists, the epoch ends only by its winner file (docs/safety.md).
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..adapters import images
+from ..catalogue import FtkvmError
+from ..core.chain import Side, ours_on_top, overlay_path, plan_chain
+from ..core.reasons import Reason
+from ..engine import graph, primary
+from ..engine.primary import Endpoints, NicPorts
+from ..engine.secondary import Overlays
+from ..engine.shape import Shape
+from ..keeper.client import KeeperClient
+from ..keeper.model import PairSpec, PeerSpec
+from . import holds
+from .context import AgentContext
+from .local_vm import LocalVm
+from .records import CopyPlace, OperationDoc, PairDoc, PairStore
+
+log = logging.getLogger(__name__)
+
+MIRROR_TIMEOUT_S = 120.0
+COPY_TIMEOUT_S = 120.0
+LOCKSTEP_TIMEOUT_S = 20.0
+FAULT_POINT = "stop-after-step"
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: ``do`` and ``undo`` name methods of :class:`Protect`; an empty ``undo`` means nothing to take back."""
+
+    name: str
+    text: str
+    do: str
+    undo: str = ""
+
+
+STEPS: tuple[Step, ...] = (
+    Step("freeze", "freeze the disks: new overlay for this copy", "freeze_disks", "merge_new_overlays"),
+    Step("images", "create the secondary's overlays", "create_images", "delete_images"),
+    Step("secondary", "start the secondary", "start_secondary", "destroy_secondary"),
+    Step("channels", "connect the network channels", "connect_channels", "disconnect"),
+    Step("mirror", "copy what was written since the freeze", "mirror_disks", "disconnect"),
+    Step("memory", "copy the memory", "copy_memory", "disconnect"),
+    Step("record", "write the pair record", "record_pair", ""),
+    Step("insert", "insert quorum and network filters", "insert_pair", ""),
+    Step("lockstep", "wait for lockstep", "await_lockstep", ""),
+)
+COMMIT_STEP = "record"
+
+
+@dataclass
+class Protect:
+    """One run of the plan. Raises FtkvmError; after an error the caller calls :meth:`undo` unless committed."""
+
+    ctx: AgentContext
+    store: PairStore
+    vm: LocalVm
+    keeper: KeeperClient
+    secondary: str
+    epoch: int
+    interval_ms: int
+    uncompared_frames: str
+    compare_timeout_ms: int
+    max_switchover_s: float
+    progress: Progress
+    cancelled: Callable[[], bool]
+    on_record: Callable[[PairSpec], None]
+    journal: OperationDoc = field(init=False)
+    figures: dict[str, float] = field(default_factory=dict)
+    _endpoints: Endpoints | None = None
+    _stopped_at: float = 0.0
+
+    def run(self) -> PairDoc:
+        """All steps in order.
+
+        :raises FtkvmError: a step failed; ``committed`` tells whether the pair record may exist
+        """
+        shape = self.vm.shape(fresh=True)
+        self.journal = OperationDoc(
+            "protect",
+            self.ctx.host,
+            self.ctx.boot_id,
+            self.epoch,
+            self.secondary,
+            original_disks={disk.target: disk.source for disk in shape.disks},
+        )
+        started = time.monotonic()
+        for number, step in enumerate(STEPS, 1):
+            if self.cancelled():
+                raise FtkvmError("FTKVM-510", vm=self.vm.name, step=step.name)
+            self.progress(number, len(STEPS), step.text)
+            self._begin(step)
+            step_started = time.monotonic()
+            getattr(self, step.do)()
+            self.figures[f"{step.name}_ms"] = round((time.monotonic() - step_started) * 1000, 1)
+            fault_point(self.ctx, step.name)
+        self.figures["protect_s"] = round(time.monotonic() - started, 3)
+        log.info("%s: protected in %s", self.vm.name, self.figures)
+        return self._pair()
+
+    @property
+    def committed(self) -> bool:
+        """Whether the pair record may have been written: then only arbitration ends the epoch."""
+        return COMMIT_STEP in self.journal.steps
+
+    def _begin(self, step: Step) -> None:
+        self.journal.steps.append(step.name)
+        if step.name not in ("insert", "lockstep"):  # the guest stands still there; QEMU itself shows what was done
+            self.store.save_operation(self.journal)
+
+    # -- steps ---------------------------------------------------------------------------------------------
+
+    def freeze_disks(self) -> None:
+        """New overlays on top, unless the present ones hold little: then the mirror copies that little."""
+        shape = self.vm.shape()
+        wanted: dict[str, str] = {}
+        for disk in shape.disks:
+            chain = images.chain(disk.source)
+            plan = plan_chain([image.path for image in chain], chain[0].allocated_bytes)
+            if plan.merge_first:
+                self.progress(1, len(STEPS), f"merge the overlays of {disk.target}")
+                merge_chain(self.vm, disk.target)
+            if plan.snapshot:
+                wanted[disk.target] = overlay_path(disk.source, self.epoch, Side.PRIMARY)
+        shape = self.vm.shape(fresh=True)
+        self.journal.primary_disks = {disk.target: wanted.get(disk.target, disk.source) for disk in shape.disks}
+        self.store.save_operation(self.journal)
+        if wanted:
+            for path in wanted.values():
+                images.remove(path)
+            self.vm.domains.snapshot_disks(self.vm.uuid, wanted, [disk.target for disk in shape.disks])
+        self.vm.shape(fresh=True)
+
+    def create_images(self) -> None:
+        """The secondary's overlay on the same backing image; nothing is copied."""
+        shape = self.vm.shape()
+        self.journal.secondary_disks = {
+            disk.target: overlay_path(disk.source, self.epoch, Side.SECONDARY) for disk in shape.disks
+        }
+        self.store.save_operation(self.journal)
+        for disk in shape.disks:
+            backing = images.chain(disk.source)[1]
+            images.create_overlay(self.journal.secondary_disks[disk.target], backing.path, backing.image_format)
+
+    def start_secondary(self) -> None:
+        answer = self.ctx.peers.call(
+            self.secondary,
+            "POST",
+            f"/v1/peer/pairs/{self.vm.uuid}/prepare",
+            {
+                "vm": self.vm.name,
+                "epoch": self.epoch,
+                "primary": self.ctx.host,
+                "xml": self.vm.domains.xml(self.vm.uuid, migratable=True),
+                "disks": self.journal.secondary_disks,
+            },
+            timeout_s=60.0,
+        )
+        self._endpoints = Endpoints(
+            answer["address"],
+            answer["migration_port"],
+            answer["nbd_port"],
+            {alias: NicPorts(**ports) for alias, ports in answer["nics"].items()},
+        )
+
+    def connect_channels(self) -> None:
+        """Our monitors, the hold proxy, and the character devices; no frame takes another way yet."""
+        monitor = self.vm.monitor(create=True)
+        shape = self.vm.shape()
+        sockets = self.vm.hold_sockets(shape)
+        holds.start(self.ctx, self.vm, shape, sockets, self.uncompared_frames)
+        for nic in shape.nics:
+            primary.add_nic_channels(monitor, nic, self._end().nics[nic.alias], self._end().address, sockets[nic.alias])
+
+    def mirror_disks(self) -> None:
+        monitor = self.vm.monitor()
+        for disk in self.vm.shape().disks:
+            primary.start_mirror(monitor, disk, self._end())
+        for disk in self.vm.shape().disks:
+            self._await(
+                f"mirror of {disk.target}",
+                lambda disk=disk: primary.mirror_ready(monitor, disk),  # type: ignore[misc]
+                MIRROR_TIMEOUT_S,
+            )
+
+    def copy_memory(self) -> None:
+        monitor = self.vm.monitor()
+        with socket.create_connection((self._end().address, self._end().migration_port), timeout=5.0) as channel:
+            channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            channel.settimeout(None)
+            primary.start_migration(monitor, channel.fileno(), self.interval_ms)
+        self._await("copy of memory", lambda: primary.at_pre_switchover(monitor), COPY_TIMEOUT_S, 0.005)
+        self._stopped_at = time.monotonic()
+
+    def record_pair(self) -> None:
+        """The commit point: from now on the epoch ends by its winner file only."""
+        pair = self._pair()
+        if self.store.create(pair) != pair:
+            raise FtkvmError("FTKVM-512", vm=self.vm.name, epoch=self.epoch)
+        spec = self.spec(pair)
+        self.on_record(spec)
+        self.keeper.set_pair(spec)
+
+    def insert_pair(self) -> None:
+        monitor, shape = self.vm.monitor(), self.vm.shape()
+        for disk in shape.disks:
+            primary.insert_disk(monitor, disk)
+        for nic in shape.nics:
+            primary.insert_nic(monitor, nic, self.compare_timeout_ms)
+        if time.monotonic() - self._stopped_at > self.max_switchover_s:
+            raise FtkvmError("FTKVM-511", vm=self.vm.name, seconds=self.max_switchover_s)
+        primary.continue_migration(monitor)
+
+    def await_lockstep(self) -> None:
+        monitor = self.vm.monitor()
+        remaining_s = max(1.0, min(LOCKSTEP_TIMEOUT_S, self.max_switchover_s - (time.monotonic() - self._stopped_at)))
+        self._await(
+            "lockstep",
+            lambda: (
+                graph.colo_mode(monitor) == "primary"
+                and monitor.execute("query-status")["status"] in ("running", "colo")
+            ),
+            remaining_s,
+            0.01,
+        )
+        self.figures["frozen_ms"] = round((time.monotonic() - self._stopped_at) * 1000, 1)
+        answer: dict[str, object] = {}
+
+        def loaded() -> bool:
+            answer.update(self.ctx.peers.call(self.secondary, "GET", f"/v1/peer/pairs/{self.vm.uuid}", timeout_s=5.0))
+            return answer.get("qemu") == "secondary-loaded"
+
+        self._await("first checkpoint on the secondary", loaded, LOCKSTEP_TIMEOUT_S, 0.1)
+        self.store.clear_operation()
+
+    # -- undo ----------------------------------------------------------------------------------------------
+
+    def undo(self) -> None:
+        """Take back what was begun, in reverse. For a plan that did not reach its commit point."""
+        undo_protect(self.ctx, self.store, self.vm, self.journal, self.keeper)
+
+    # -- helpers -------------------------------------------------------------------------------------------
+
+    def _end(self) -> Endpoints:
+        assert self._endpoints is not None
+        return self._endpoints
+
+    def _pair(self) -> PairDoc:
+        return PairDoc(
+            self.vm.uuid,
+            self.vm.name,
+            self.epoch,
+            CopyPlace(self.ctx.host, self.journal.primary_disks),
+            CopyPlace(self.secondary, self.journal.secondary_disks),
+        )
+
+    def spec(self, pair: PairDoc) -> PairSpec:
+        """What the keeper is told about this side."""
+        host = self.ctx.cluster.host(pair.secondary.host)
+        return PairSpec(
+            self.vm.uuid,
+            self.vm.name,
+            pair.epoch,
+            "primary",
+            PeerSpec(host.name, host.ft, host.keeper_port),
+            _taps(self.vm.shape()),
+            "running",
+        )
+
+    def _await(self, what: str, done: Callable[[], bool], timeout_s: float, interval_s: float = 0.02) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            if self.cancelled():
+                raise FtkvmError("FTKVM-510", vm=self.vm.name, step=what)
+            if time.monotonic() > deadline:
+                raise FtkvmError("FTKVM-513", vm=self.vm.name, what=what, seconds=round(timeout_s, 1))
+            time.sleep(interval_s)
+
+
+def undo_protect(ctx: AgentContext, store: PairStore, vm: LocalVm, journal: OperationDoc, keeper: KeeperClient) -> None:
+    """Undo from the journal alone: each undo asks what is there, so it may be repeated after any interruption."""
+    journal.undoing = True
+    store.save_operation(journal)
+    with contextlib.suppress(FtkvmError):  # an unreachable secondary waits in inmigrate; its agent ends it (ABANDONED)
+        ctx.peers.call(
+            journal.secondary or "",
+            "POST",
+            f"/v1/peer/pairs/{vm.uuid}/destroy",
+            {"epoch": journal.epoch, "reason": str(Reason.ABANDONED)},
+            timeout_s=10.0,
+        )
+    if vm.pid() is not None:
+        disconnect(ctx, vm)
+        merge_overlays(
+            vm,
+            {
+                target: path
+                for target, path in journal.primary_disks.items()
+                if path != journal.original_disks.get(target)
+            },
+        )
+    for path in journal.secondary_disks.values():
+        remove_secondary_images(path)
+    store.clear_operation()
+
+
+def disconnect(ctx: AgentContext, vm: LocalVm) -> None:
+    """Whatever part of a pair is in this QEMU: out, and the guest running."""
+    try:
+        monitor = vm.monitor()
+    except Exception as error:  # no monitor of ours was ever added: nothing was connected
+        log.info("%s: nothing to disconnect: %s", vm.name, error)
+        return
+    primary.normalise(monitor, vm.shape(fresh=True))
+    holds.stop(ctx, vm.uuid)
+
+
+def remove_secondary_images(path: str) -> None:
+    """A secondary's image of one disk, with the scratch images that lie beside it."""
+    for image in (path, *vars(Overlays.beside(path)).values()):
+        images.remove(image)
+
+
+def merge_chain(vm: LocalVm, target: str) -> None:
+    """Commit all overlays of ours on top of a disk into the user's image below, while the VM runs; delete them."""
+    disk = next(disk for disk in vm.shape(fresh=True).disks if disk.target == target)
+    chain = [image.path for image in images.chain(disk.source)]
+    overlays = ours_on_top(chain)
+    if overlays:
+        vm.domains.commit_top(vm.uuid, target, chain[len(overlays)])
+    vm.shape(fresh=True)
+    for path in overlays:
+        images.remove(path)
+
+
+def merge_overlays(vm: LocalVm, overlays: dict[str, str]) -> None:
+    """Commit the given top overlays (target → path) into their backing files, while the VM runs, and delete them."""
+    tops = {disk.target: disk.source for disk in vm.shape(fresh=True).disks}
+    for target, path in overlays.items():
+        if tops.get(target) == path:
+            vm.domains.commit_top(vm.uuid, target, images.chain(path)[1].path)
+        images.remove(path)
+    vm.shape(fresh=True)
+
+
+def fault_point(ctx: AgentContext, step: str) -> None:
+    """For tests of interruption: root may leave a step's name in /run/ftkvm/stop-after-step; the agent dies there."""
+    path: Path = ctx.config.paths.run / FAULT_POINT
+    with contextlib.suppress(OSError):
+        if path.read_text().strip() == step:
+            path.unlink()
+            log.warning("fault point: killed after step %s", step)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _taps(shape: Shape) -> tuple[str, ...]:
+    return tuple(nic.tap for nic in shape.nics)
+
+
+def step_names() -> Sequence[str]:
+    """Names of all steps, for tests that interrupt each."""
+    return tuple(step.name for step in STEPS)

@@ -1,0 +1,162 @@
+"""The documents of FT pairs on the datastore, typed: pair records, winners, the journal of a running operation.
+
+Everything that decides who may run a VM is here and nowhere else; docs/safety.md argues from these files alone.
+"""
+
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..core.pair import PairRecord as CoreRecord
+from ..core.pair import Winner, WinnerAbsent, WinnerState
+from ..core.reasons import Reason
+
+EPOCH_FILE = re.compile(r"^epoch-(\d{4,})\.pair$")
+
+
+class DatastorePort(Protocol):
+    """The part of ports.Datastore that is used here; see there for the meaning of each call."""
+
+    def read_json(self, path: str) -> dict[str, Any] | None: ...
+    def create_once(self, path: str, doc: dict[str, Any]) -> dict[str, Any]: ...
+    def replace(self, path: str, doc: dict[str, Any]) -> None: ...
+    def remove(self, path: str) -> None: ...
+    def list(self, path: str) -> list[str]: ...
+    def append_line(self, path: str, doc: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class CopyPlace:
+    """One copy of a VM: its host and its images, by disk target."""
+
+    host: str
+    disks: dict[str, str]
+
+
+@dataclass(frozen=True)
+class PairDoc:
+    """``epoch-N.pair``: who is primary, who secondary, with which images. Written before any output is released."""
+
+    uuid: str
+    vm: str
+    epoch: int
+    primary: CopyPlace
+    secondary: CopyPlace
+
+    def core(self) -> CoreRecord:
+        return CoreRecord(self.epoch, self.primary.host, self.secondary.host)
+
+    def peer_of(self, host: str) -> CopyPlace:
+        return self.secondary if host == self.primary.host else self.primary
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "uuid": self.uuid,
+            "vm": self.vm,
+            "epoch": self.epoch,
+            "primary": {"host": self.primary.host, "disks": self.primary.disks},
+            "secondary": {"host": self.secondary.host, "disks": self.secondary.disks},
+        }
+
+    @classmethod
+    def from_json(cls, doc: dict[str, Any]) -> "PairDoc":
+        places = [CopyPlace(doc[side]["host"], dict(doc[side]["disks"])) for side in ("primary", "secondary")]
+        return cls(doc["uuid"], doc["vm"], int(doc["epoch"]), *places)
+
+
+@dataclass
+class OperationDoc:
+    """``operation.json``: what is being done to a VM, how far it is, and what an undo must know.
+
+    ``steps`` are the names of the steps *begun*; whether the last one took effect is for an observation to say.
+    """
+
+    kind: str
+    host: str
+    boot_id: str
+    epoch: int
+    secondary: str | None = None
+    steps: list[str] = field(default_factory=list)
+    primary_disks: dict[str, str] = field(default_factory=dict)
+    secondary_disks: dict[str, str] = field(default_factory=dict)
+    original_disks: dict[str, str] = field(default_factory=dict)
+    undoing: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, doc: dict[str, Any]) -> "OperationDoc":
+        return cls(**{name: doc[name] for name in cls.__dataclass_fields__ if name in doc})
+
+
+class PairStore:
+    """Reads and writes the documents of one VM. Calls block as long as the datastore does."""
+
+    def __init__(self, datastore: DatastorePort, uuid: str) -> None:
+        self._datastore = datastore
+        self.uuid = uuid
+        self._directory = f"ft/{uuid}"
+
+    def epochs(self) -> list[int]:
+        """All epochs that have a pair record, ascending."""
+        found = [EPOCH_FILE.match(name) for name in self._datastore.list(self._directory)]
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def pair(self, epoch: int) -> PairDoc | None:
+        doc = self._datastore.read_json(f"{self._directory}/epoch-{epoch:04d}.pair")
+        return PairDoc.from_json(doc) if doc is not None else None
+
+    def latest(self) -> PairDoc | None:
+        """The pair record of the highest epoch."""
+        epochs = self.epochs()
+        return self.pair(epochs[-1]) if epochs else None
+
+    def create(self, pair: PairDoc) -> PairDoc:
+        """Write the record of a new epoch; the answer is what is there afterwards, which may be another's."""
+        return PairDoc.from_json(
+            self._datastore.create_once(f"{self._directory}/epoch-{pair.epoch:04d}.pair", pair.to_json())
+        )
+
+    def winner(self, epoch: int) -> WinnerState:
+        doc = self._datastore.read_json(f"{self._directory}/epoch-{epoch:04d}.winner")
+        return _winner(doc) if doc is not None else WinnerAbsent()
+
+    def arbitrate(self, epoch: int, host: str, boot_id: str, reason: Reason) -> Winner:
+        """Try to win an epoch. The winner is who the file names when read back, whatever link() said."""
+        doc = self._datastore.create_once(
+            f"{self._directory}/epoch-{epoch:04d}.winner",
+            {"epoch": epoch, "host": host, "boot_id": boot_id, "reason": str(reason), "at": time.time()},
+        )
+        return _winner(doc)
+
+    def operation(self) -> OperationDoc | None:
+        doc = self._datastore.read_json(f"{self._directory}/operation.json")
+        return OperationDoc.from_json(doc) if doc is not None else None
+
+    def save_operation(self, operation: OperationDoc) -> None:
+        self._datastore.replace(f"{self._directory}/operation.json", operation.to_json())
+
+    def clear_operation(self) -> None:
+        self._datastore.remove(f"{self._directory}/operation.json")
+
+    def vm(self) -> dict[str, Any] | None:
+        """``vm.json`` of this VM."""
+        return self._datastore.read_json(f"vms/{self.uuid}/vm.json")
+
+    def set_ft_enabled(self, enabled: bool) -> None:
+        """Record whether the operator wants FT for this VM."""
+        doc = self.vm() or {"uuid": self.uuid}
+        doc.setdefault("ft", {})["enabled"] = enabled
+        self._datastore.replace(f"vms/{self.uuid}/vm.json", doc)
+
+    def last_failover(self) -> dict[str, Any] | None:
+        return self._datastore.read_json(f"{self._directory}/last-failover.json")
+
+    def save_failover(self, doc: dict[str, Any]) -> None:
+        self._datastore.replace(f"{self._directory}/last-failover.json", doc)
+
+
+def _winner(doc: dict[str, Any]) -> Winner:
+    return Winner(doc["host"], Reason(doc["reason"]))

@@ -1,0 +1,104 @@
+"""Turn FT off (FT-08): the epoch ends with the primary as its winner, the secondary goes, the disks are merged back.
+
+Every part asks what is there before it acts, so an agent that starts again simply runs it once more.
+"""
+
+import logging
+from collections.abc import Callable
+
+from ..catalogue import FtkvmError
+from ..core.pair import Winner
+from ..core.reasons import Reason
+from ..engine import primary
+from . import holds
+from .context import AgentContext
+from .pair_worker import PairWorker
+from .protect import fault_point, merge_chain, remove_secondary_images
+from .records import OperationDoc
+
+log = logging.getLogger(__name__)
+
+STEPS: tuple[tuple[str, str], ...] = (
+    ("journal", "note what is to be done"),
+    ("win", "end the epoch: this copy goes on"),
+    ("secondary", "end the secondary"),
+    ("release", "take the pair out of the VM"),
+    ("merge", "merge the overlays back"),
+    ("forget", "FT is off"),
+)
+
+
+def turn_off(ctx: AgentContext, worker: PairWorker, progress: Callable[[int, int, str], None]) -> None:
+    """Run or carry on the removal; the caller holds the worker's operation lock.
+
+    :raises FtkvmError: a step failed; the journal stays, and the next run carries on
+    """
+    run = _TurnOff(ctx, worker)
+    for number, (name, text) in enumerate(STEPS, 1):
+        progress(number, len(STEPS), text)
+        getattr(run, name)()
+        fault_point(ctx, name)
+
+
+class _TurnOff:
+    def __init__(self, ctx: AgentContext, worker: PairWorker) -> None:
+        self.ctx, self.worker, self.store = ctx, worker, worker.store
+        self.pair = ctx.workers.run(self.store.latest, 5.0, "read pair record")
+
+    def journal(self) -> None:
+        epoch = self.pair.epoch if self.pair else 0
+        self.store.save_operation(OperationDoc("turn-off", self.ctx.host, self.ctx.boot_id, epoch))
+        self.store.set_ft_enabled(False)  # from here on nobody asks for a new secondary
+
+    def win(self) -> None:
+        """The winner file first: from then on the secondary cannot go live, whatever becomes of the rest."""
+        pair = self.pair
+        if pair is None:
+            return
+        winner = self.ctx.workers.run(
+            lambda: self.store.arbitrate(pair.epoch, self.ctx.host, self.ctx.boot_id, Reason.TURN_OFF),
+            10.0,
+            "end the epoch",
+        )
+        if isinstance(winner, Winner) and winner.host != self.ctx.host:
+            raise FtkvmError("FTKVM-517", vm=self.worker.name, host=winner.host)
+        self.worker.publish_solo(pair.epoch)
+
+    def secondary(self) -> None:
+        """Best effort: one that cannot be reached reads the winner file and ends itself."""
+        if self.pair is None or self.pair.secondary.host == self.ctx.host:
+            return
+        try:
+            self.ctx.peers.call(
+                self.pair.secondary.host,
+                "POST",
+                f"/v1/peer/pairs/{self.worker.uuid}/destroy",
+                {"epoch": self.pair.epoch, "reason": str(Reason.TURN_OFF)},
+                timeout_s=5.0,
+            )
+        except FtkvmError as error:
+            log.warning("%s: secondary not told: %s", self.worker.name, error)
+
+    def release(self) -> None:
+        vm = self.worker.vm
+        if vm.pid() is None:
+            raise FtkvmError("FTKVM-102", vm=self.worker.name)
+        primary.normalise(vm.monitor(create=True), vm.shape(fresh=True))
+        holds.stop(self.ctx, self.worker.uuid)
+
+    def merge(self) -> None:
+        vm = self.worker.vm
+        for disk in vm.shape(fresh=True).disks:
+            merge_chain(vm, disk.target)
+        for epoch in self.store.epochs():
+            pair = self.store.pair(epoch)
+            for place in (pair.primary, pair.secondary) if pair else ():
+                for image in place.disks.values():
+                    if ".ft-" in image:
+                        remove_secondary_images(image)
+
+    def forget(self) -> None:
+        """The keeper no longer gates the VM's port; the records of past epochs stay: they still arbitrate."""
+        self.worker.keeper.drop_pair(self.worker.uuid)
+        self.worker.spec = None
+        self.store.clear_operation()

@@ -1,0 +1,165 @@
+"""Reading a QEMU: which nodes, objects, character devices and jobs are there. Every step asks before it acts.
+
+Names are ours and tell what is what, so that an agent that starts again finds its things: ``ft-q-vda`` is the quorum
+of disk vda, ``ft-cmp-net0`` the colo-compare of net0. libvirt's own nodes are called ``libvirt-N-format``.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .shape import Disk
+
+log = logging.getLogger(__name__)
+
+
+class MonitorPort(Protocol):
+    """What the engine needs of a monitor (ftkvm.adapters.qmp.Monitor)."""
+
+    def execute(
+        self, command: str, arguments: dict[str, Any] | None = None, *, timeout_s: float = 5.0, oob: bool = False
+    ) -> Any: ...
+
+    def getfd(self, fd: int, name: str) -> None: ...
+
+
+class EngineError(Exception):
+    """QEMU is not in the state a step needs; the text says what was seen."""
+
+
+@dataclass(frozen=True)
+class DiskNames:
+    """Node, job and export names of one disk; QEMU allows 31 characters."""
+
+    target: str
+
+    @property
+    def quorum(self) -> str:
+        return f"ft-q-{self.target}"
+
+    @property
+    def placeholder(self) -> str:
+        return f"ft-ph-{self.target}"
+
+    @property
+    def nbd(self) -> str:
+        return f"ft-nbd-{self.target}"
+
+    @property
+    def replication(self) -> str:
+        return f"ft-r-{self.target}"
+
+    @property
+    def hidden(self) -> str:
+        return f"ft-hid-{self.target}"
+
+    @property
+    def active(self) -> str:
+        return f"ft-act-{self.target}"
+
+    @property
+    def mirror_job(self) -> str:
+        return f"ft-mirror-{self.target}"
+
+    @property
+    def export(self) -> str:
+        return f"ft-x-{self.target}"
+
+
+def node_names(monitor: MonitorPort) -> set[str]:
+    """Names of all block nodes."""
+    return {node["node-name"] for node in monitor.execute("query-named-block-nodes", {"flat": True})}
+
+
+def objects(monitor: MonitorPort) -> set[str]:
+    """Ids of all user-created objects (filters, compares, iothreads, monitors)."""
+    return {entry["name"] for entry in monitor.execute("qom-list", {"path": "/objects"})}
+
+
+def chardevs(monitor: MonitorPort) -> set[str]:
+    """Labels of all character devices."""
+    return {entry["label"] for entry in monitor.execute("query-chardev")}
+
+
+def jobs(monitor: MonitorPort) -> dict[str, dict[str, Any]]:
+    """Running jobs by id."""
+    return {job["id"]: job for job in monitor.execute("query-jobs")}
+
+
+def drive_path(monitor: MonitorPort, disk: Disk) -> tuple[str, str]:
+    """(QOM path, node name) of the ``drive`` property of a disk's device.
+
+    :raises EngineError: the device has none
+    """
+    for path in disk.qom_candidates:
+        properties = {entry["name"] for entry in _qom_list(monitor, path)}
+        if "drive" in properties:
+            return path, str(monitor.execute("qom-get", {"path": path, "property": "drive"}))
+    raise EngineError(f"device {disk.alias} has no drive property")
+
+
+def _qom_list(monitor: MonitorPort, path: str) -> list[dict[str, Any]]:
+    try:
+        return list(monitor.execute("qom-list", {"path": path}))
+    except Exception as error:
+        log.debug("qom-list %s: %s", path, error)
+        return []
+
+
+def set_drive(monitor: MonitorPort, disk: Disk, node: str) -> None:
+    """Point the disk's device at ``node``. Setting the node it already has aborts QEMU (engine.md), so ask first."""
+    path, current = drive_path(monitor, disk)
+    if current != node:
+        monitor.execute("qom-set", {"path": path, "property": "drive", "value": node})
+
+
+def libvirt_node(monitor: MonitorPort, disk: Disk) -> tuple[str, int]:
+    """(node name, virtual size in bytes) of libvirt's own top node of the disk's image.
+
+    :raises EngineError: no such node: the image in the XML is not the one QEMU has open
+    """
+    for node in monitor.execute("query-named-block-nodes", {"flat": True}):
+        if node["node-name"].startswith("libvirt-") and node["drv"] == disk.image_format:
+            image = node.get("image", {})
+            if disk.source in (image.get("filename"), node.get("file")):
+                return str(node["node-name"]), int(image["virtual-size"])
+    raise EngineError(f"no libvirt node has {disk.source} open")
+
+
+def quorum_child(monitor: MonitorPort, quorum: str, node: str) -> str | None:
+    """The name (``children.N``: they count up) under which ``node`` is a child of ``quorum``; None when it is not."""
+    graph = monitor.execute("x-debug-query-block-graph")
+    ids = {entry["name"]: entry["id"] for entry in graph["nodes"] if entry["type"] == "block-driver"}
+    for edge in graph["edges"]:
+        if edge["parent"] == ids.get(quorum) and edge["child"] == ids.get(node):
+            return str(edge["name"])
+    return None
+
+
+def delete_node(monitor: MonitorPort, name: str, timeout_s: float = 5.0) -> None:
+    """blockdev-del when the node is there."""
+    if name in node_names(monitor):
+        monitor.execute("blockdev-del", {"node-name": name}, timeout_s=timeout_s)
+
+
+def delete_object(monitor: MonitorPort, name: str) -> None:
+    """object-del when the object is there."""
+    if name in objects(monitor):
+        monitor.execute("object-del", {"id": name})
+
+
+def delete_chardev(monitor: MonitorPort, label: str) -> None:
+    """chardev-remove when it is there."""
+    if label in chardevs(monitor):
+        monitor.execute("chardev-remove", {"id": label})
+
+
+def set_capabilities(monitor: MonitorPort, *, on: tuple[str, ...] = (), off: tuple[str, ...] = ()) -> None:
+    """migrate-set-capabilities."""
+    states = [{"capability": name, "state": name in on} for name in (*on, *off)]
+    monitor.execute("migrate-set-capabilities", {"capabilities": states})
+
+
+def colo_mode(monitor: MonitorPort, timeout_s: float = 5.0) -> str:
+    """``none``, ``primary`` or ``secondary`` (query-colo-status)."""
+    return str(monitor.execute("query-colo-status", timeout_s=timeout_s)["mode"])
