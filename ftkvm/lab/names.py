@@ -1,0 +1,113 @@
+"""What the lab is called and where it lies: every name, address and path it owns, in one place.
+
+Everything the lab makes on the machine carries the prefix ``ftlab-`` or lies below `STATE`; clean-up removes exactly
+that and nothing else, so it also works after a killed run, without any record of what was made.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PREFIX = "ftlab-"
+STATE = Path("/var/lib/ftkvm-lab")
+IMAGES = STATE / "images"
+HOSTS = STATE / "hosts"
+DATASTORE = STATE / "datastore"
+OPERATOR = STATE / "operator"
+GUESTS = STATE / "guest"
+LOCK = STATE / "lock"
+NETNS_ETC = Path("/etc/netns")
+
+DATASTORE_MOUNT = "/srv/ftkvm"
+"""Where a host sees the datastore (its own FUSE mount)."""
+
+DATASTORE_UNIT = "ftlab-datastore.service"
+SWITCH_NS = f"{PREFIX}net"
+CLIENT_NS = f"{PREFIX}client"
+MAX_HOSTS = 9
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the four networks: its name for ``cut``/``heal``, its NIC in a host, its /24."""
+
+    name: str
+    nic: str
+    prefix: str
+
+    @property
+    def bridge(self) -> str:
+        """The switch, a bridge in the name space `SWITCH_NS`."""
+        return f"sw-{self.name}"
+
+
+NETWORKS: dict[str, Network] = {
+    n.name: n
+    for n in (
+        Network("management", "mgmt0", "10.77.0"),
+        Network("ft", "ft0", "10.77.1"),
+        Network("migration", "mig0", "10.77.2"),
+        Network("vm", "vm0", "10.77.3"),
+    )
+}
+HOST_NETWORKS = ("management", "ft", "migration")
+"""The networks on which a host has an address of its own (the VM network is only bridged)."""
+
+VM_BRIDGE = "br-vm"
+CLIENT_NETWORKS = ("management", "vm")
+CLIENT_NUMBER = 2
+
+
+def host_names(count: int) -> list[str]:
+    """The first ``count`` host names."""
+    return [f"host{i}" for i in range(1, count + 1)]
+
+
+def number(host: str) -> int:
+    """``host3`` -> 3."""
+    return int(host.removeprefix("host"))
+
+
+def host_address(host: str, network: str) -> str:
+    """The host's address on a network that it has one on."""
+    return f"{NETWORKS[network].prefix}.{10 + number(host)}"
+
+
+def client_address(network: str) -> str:
+    return f"{NETWORKS[network].prefix}.{CLIENT_NUMBER}"
+
+
+def netns(host: str) -> str:
+    """The host's network name space, also the name of its container and control group."""
+    return f"{PREFIX}{host}"
+
+
+def port(host: str, network: str) -> str:
+    """The switch's port to a host's NIC (an interface in `SWITCH_NS`; ``client`` is a host here)."""
+    return f"{host}-{NETWORKS[network].nic}"
+
+
+@dataclass(frozen=True)
+class HostPaths:
+    """What a host owns on disk; ``upper`` is its disk (what differs from the image) and survives a power loss."""
+
+    host: str
+
+    @property
+    def base(self) -> Path:
+        return HOSTS / self.host
+
+    @property
+    def upper(self) -> Path:
+        return self.base / "disk"
+
+    @property
+    def work(self) -> Path:
+        return self.base / "work"
+
+    @property
+    def root(self) -> Path:
+        return self.base / "root"
+
+    @property
+    def console(self) -> Path:
+        return self.base / "console.log"
