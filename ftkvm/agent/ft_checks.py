@@ -1,0 +1,96 @@
+"""What must hold before FT is turned on for a VM, looked at from the primary's host; nothing is touched here."""
+
+import socket
+import subprocess
+
+from ftkvm.adapters.image_facts import image_facts
+from ftkvm.agent.context import AgentContext
+from ftkvm.agent.gather import gather
+from ftkvm.agent.storage import bounded, require_writable
+from ftkvm.agent.vms import VmRecord
+from ftkvm.catalogue import FtkvmError
+from ftkvm.core.suitability import ImageFacts, Rules, check, disk_files
+from ftkvm.ports import DatastoreUnreachable
+
+_CONNECT_TIMEOUT_S = 1.0
+
+
+def require_suitable(ctx: AgentContext, record: VmRecord) -> None:
+    """The running domain is one the engine can carry.
+
+    :raises FtkvmError: FTKVM-120 … 130, the first reason; the others are in its parameter ``also``
+    """
+    xml = ctx.libvirt.xml(record.uuid)
+    files = disk_files(xml).values()
+    images = bounded(ctx, lambda: _image_facts(list(files)), "images of " + record.name, 10.0)
+    rules = Rules(datastore=str(ctx.config.datastore), bridge=ctx.config.vm_bridges[0])
+    findings = check(record.name, xml, images, rules)
+    if findings:
+        also = "; ".join(FtkvmError(other.code, **other.params).text for other in findings[1:])
+        raise FtkvmError(findings[0].code, **findings[0].params, also=also)
+
+
+def _image_facts(paths: list[str]) -> dict[str, ImageFacts]:
+    try:
+        return {path: facts for path in paths if (facts := image_facts(path)) is not None}
+    except subprocess.TimeoutExpired as error:
+        raise DatastoreUnreachable("FTKVM-306", host="", path=str(error.cmd[-1])) from error
+
+
+def require_ready(ctx: AgentContext) -> None:
+    """This host can be the primary's: versions, datastore.
+
+    :raises FtkvmError: FTKVM-207, 208, 215, 30x
+    """
+    ctx.libvirt.require_versions()
+    require_writable(ctx)
+
+
+def require_secondary(ctx: AgentContext, record: VmRecord, wanted: str | None) -> str | None:
+    """Make sure that a host for the secondary is there; returns the host to name, None if any will do.
+
+    :raises FtkvmError: FTKVM-201, 202, 403, 405 for a wanted host; FTKVM-404 when no host can, with each one's reason
+    """
+    if wanted is not None:
+        ctx.cluster.host(wanted)
+        if wanted == ctx.host:
+            raise FtkvmError("FTKVM-403", vm=record.name, host=wanted)
+        reason = _unfit(ctx, wanted, gather(ctx, "/v1/health", hosts=[wanted])[wanted])
+        if reason is not None:
+            raise reason
+        return wanted
+    others = [name for name in ctx.cluster.hosts() if name != ctx.host]
+    answers = gather(ctx, "/v1/health", hosts=others)
+    reasons = {name: _unfit(ctx, name, answer) for name, answer in answers.items()}
+    fit = [name for name, reason in reasons.items() if reason is None]
+    if not fit:
+        said = "; ".join(f"{name}: {reason.text}" for name, reason in reasons.items() if reason)
+        raise FtkvmError("FTKVM-404", vm=record.name, reasons=said or "the cluster has no other host")
+    if len(fit) == len(others):
+        return None
+    return min(fit, key=lambda name: (_load(answers[name]), name))
+
+
+def _load(health: object) -> int:
+    return int(health.get("vms", 0)) if isinstance(health, dict) else 0
+
+
+def _unfit(ctx: AgentContext, host: str, health: object) -> FtkvmError | None:
+    """Why a host cannot take a secondary now, or None."""
+    if isinstance(health, FtkvmError):
+        return health
+    if not isinstance(health, dict):
+        return FtkvmError("FTKVM-901", detail=f"health of {host}")
+    if health.get("error"):
+        return FtkvmError.from_json(health["error"])
+    return _ft_network(ctx, host)
+
+
+def _ft_network(ctx: AgentContext, host: str) -> FtkvmError | None:
+    """Whether the other host is reached from our FT address at its FT address."""
+    entry = ctx.cluster.host(host)
+    try:
+        socket.create_connection((entry.ft, entry.api_port), _CONNECT_TIMEOUT_S, (ctx.config.ft, 0)).close()
+    except OSError as error:
+        return FtkvmError("FTKVM-405", host=host, address=entry.ft, detail=str(error) or type(error).__name__)
+    return None

@@ -1,0 +1,158 @@
+"""The agent process: puts the parts together, then loops over a bounded inbox until it is told to end.
+
+It may be killed at any moment: what it knows is read back from libvirt, the keeper, /run/ftkvm and the datastore.
+"""
+
+import logging
+import queue
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import APIRouter
+
+from ftkvm import __version__
+from ftkvm.adapters.datastore import DirectoryDatastore
+from ftkvm.adapters.libvirt import Libvirt
+from ftkvm.adapters.notify import notify
+from ftkvm.adapters.peers import HttpsPeers
+from ftkvm.adapters.pki import TlsFiles
+from ftkvm.agent.cluster import ClusterReader
+from ftkvm.agent.context import AgentContext
+from ftkvm.agent.health import Health
+from ftkvm.agent.operations import Operations
+from ftkvm.agent.pair_manager import PairManager
+from ftkvm.agent.service import Service
+from ftkvm.agent.vms import Vms
+from ftkvm.agent.workers import Workers
+from ftkvm.api.app import build_app
+from ftkvm.api.server import ApiServer
+from ftkvm.catalogue import FtkvmError
+from ftkvm.config import HostConfig, Paths
+
+log = logging.getLogger(__name__)
+_INBOX = 1000
+_TICK_S = 2.0
+
+
+@dataclass(frozen=True)
+class DomainEvent:
+    """libvirt saw a domain change (or was connected again: no UUID)."""
+
+    uuid: str
+    event: str
+    detail: int
+
+
+@dataclass(frozen=True)
+class End:
+    """Told to end by a signal."""
+
+    reason: str
+
+
+Message = DomainEvent | End
+
+
+class Agent:
+    """One host's agent."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self.ctx = make_context(config)
+        self.operations = Operations(config.name, self.ctx.workers, config.paths.run / "operations")
+        self.vms = Vms(self.ctx, self.operations)
+        self.service = Service(self.ctx, self.vms, self.operations)
+        self.health = Health(self.ctx)
+        self.pairs = PairManager(self.ctx)
+        self._inbox: queue.Queue[Message] = queue.Queue(_INBOX)
+        routers: list[APIRouter] = [self.pairs.router()]
+        files = TlsFiles.in_directory(config.paths.pki, "host")
+        self.api = ApiServer(build_app(self.service, self.health, routers), files, config.api_port)
+
+    def post(self, message: Message) -> None:
+        """Put a message into the inbox; a full inbox drops it, since events are only hints."""
+        try:
+            self._inbox.put_nowait(message)
+        except queue.Full:
+            log.error("the inbox is full, dropped %s", message)
+
+    def start(self) -> None:
+        """Start all parts; the API last, so that who can ask gets an answer."""
+        self.ctx.config.paths.run.mkdir(parents=True, exist_ok=True)
+        self.operations.load()
+        self.ctx.libvirt.on_lifecycle(lambda uuid, event, detail: self.post(DomainEvent(uuid, event, detail)))
+        self.ctx.libvirt.start()
+        self.pairs.start()
+        self.ctx.extras["pairs"] = self.pairs
+        threading.Thread(target=self._look, name="health", daemon=True).start()
+        self.api.start()
+        log.info("ftkvm %s, host %s: listening on port %d", __version__, self.ctx.host, self.ctx.config.api_port)
+
+    def run(self) -> None:
+        """Loop until a message says to end. Nothing in here waits for anything but the inbox."""
+        notify("READY=1")
+        while True:
+            try:
+                message = self._inbox.get(timeout=_TICK_S)
+            except queue.Empty:
+                if not self.api.alive:
+                    raise FtkvmError("FTKVM-900", detail="the API's thread ended") from None
+                notify("WATCHDOG=1")
+                continue
+            if isinstance(message, End):
+                log.info("ending: %s; VMs and pairs go on", message.reason)
+                return
+            log.info("domain %s: %s (%d)", message.uuid or "-", message.event, message.detail)
+
+    def stop(self) -> None:
+        """Stop the parts; nothing that runs for a VM is touched."""
+        notify("STOPPING=1")
+        self.api.stop()
+        self.pairs.stop()
+        self.ctx.libvirt.stop()
+
+    def _look(self) -> None:
+        while True:
+            try:
+                self.health.refresh()
+            except Exception:
+                log.exception("looking at this host's health failed")
+            time.sleep(_TICK_S)
+
+
+def make_context(config: HostConfig) -> AgentContext:
+    """The real adapters for a host."""
+    workers = Workers()
+    datastore = DirectoryDatastore(config.datastore, config.name)
+    cluster = ClusterReader(datastore, workers, config.paths.run / "cluster.json")
+    tls = TlsFiles.in_directory(config.paths.pki, "host").client_context()
+    return AgentContext(
+        config=config,
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        datastore=datastore,
+        peers=HttpsPeers(cluster.host, tls),
+        libvirt=Libvirt(workers, config.name),
+        workers=workers,
+        cluster=cluster,
+    )
+
+
+def main() -> int:
+    """Run the agent of this host; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "httpcore", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        agent = Agent(HostConfig.load(Paths()))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _frame: agent.post(End(signal.Signals(received).name)))
+        agent.start()
+        agent.run()
+        agent.stop()
+    except FtkvmError as error:
+        log.critical("%s (%s) %s", error, error.cause, error.remedy)
+        return 1
+    return 0

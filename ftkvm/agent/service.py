@@ -1,0 +1,251 @@
+"""What the cluster can be asked through any agent: finds where a VM runs, and hands the work to the agent there."""
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ftkvm.agent import ft_checks
+from ftkvm.agent.context import AgentContext
+from ftkvm.agent.gather import Answers, gather
+from ftkvm.agent.operations import Operations
+from ftkvm.agent.vms import Pairs, VmRecord, Vms
+from ftkvm.catalogue import FtkvmError
+from ftkvm.ports import DatastoreError, Json
+
+log = logging.getLogger(__name__)
+_HAND_OVER_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where VMs run: per VM's UUID its copies as (host, entry), and the hosts that do not answer."""
+
+    copies: dict[str, list[tuple[str, Json]]]
+    silent: dict[str, FtkvmError]
+
+    def main(self, uuid: str) -> tuple[str, Json] | None:
+        """The copy that is not a secondary: (host, entry), or None."""
+        copies = [copy for copy in self.copies.get(uuid, []) if copy[1]["role"] != "secondary"]
+        return min(copies, key=lambda copy: copy[1]["role"] != "primary", default=None)
+
+
+class Service:
+    """The entry points of the API. ``*_here`` act on this host; the others may be asked of any agent."""
+
+    def __init__(self, ctx: AgentContext, vms: Vms, operations: Operations) -> None:
+        self._ctx = ctx
+        self.vms = vms
+        self.operations = operations
+
+    # what is there
+
+    def places(self) -> Places:
+        """Ask all hosts which VMs they run."""
+        copies: dict[str, list[tuple[str, Json]]] = {}
+        silent: dict[str, FtkvmError] = {}
+        for host, answer in gather(self._ctx, "/v1/local/vms").items():
+            if isinstance(answer, FtkvmError):
+                silent[host] = answer
+                continue
+            for entry in answer["vms"]:
+                copies.setdefault(str(entry["uuid"]), []).append((host, entry))
+        return Places(copies, silent)
+
+    def list_vms(self) -> list[Json]:
+        """All registered VMs: where the main copy runs, and whether FT is on."""
+        places = self.places()
+        return [self._vm_entry(record, places) for record in self.vms.records()]
+
+    def _vm_entry(self, record: VmRecord, places: Places) -> Json:
+        main = places.main(record.uuid)
+        state = str(main[1]["state"]) if main else ("unknown" if self._may_run(record, places) else "off")
+        return {"name": record.name, "uuid": record.uuid, "host": main[0] if main else None, "state": state,
+                "ft": record.ft_enabled}  # fmt: skip
+
+    def hosts(self) -> list[Json]:
+        """All hosts with their health, or why they do not answer."""
+        answers: Answers = gather(self._ctx, "/v1/health")
+        found = []
+        for name, entry in sorted(self._ctx.cluster.hosts().items()):
+            answer = answers.get(name) or FtkvmError("FTKVM-202", host=name, detail="not asked")
+            known = {"error": answer.to_json(), "answers": False} if isinstance(answer, FtkvmError) else answer
+            found.append({"name": name, "answers": True, **entry.to_json(), **known})
+        return found
+
+    def status(self, name: str | None) -> Json:
+        """VMs with their pairs' state, as the primary's host tells it, and the hosts that do not answer."""
+        records = [self.vms.find(name)] if name is not None else self.vms.records()
+        places = self.places()
+        answers = gather(self._ctx, "/v1/local/status")
+        pairs: dict[str, list[dict[str, Any]]] = {}
+        for answer in answers.values():
+            for entry in answer["pairs"] if not isinstance(answer, FtkvmError) else []:
+                pairs.setdefault(str(entry["uuid"]), []).append(entry)
+        vms = []
+        for record in records:
+            said = sorted(pairs.get(record.uuid, []), key=lambda entry: entry.get("role") == "secondary")
+            vms.append({**self._vm_entry(record, places), "pair": said[0] if said else None})
+        silent = {host: error.to_json() for host, error in places.silent.items()}
+        return {"cluster": self._ctx.cluster.current().cluster, "vms": vms, "silent_hosts": silent}
+
+    # VMs
+
+    def register(self, domain: str, host: str | None) -> Json:
+        """Take over a domain; without ``host``, from the only host that has it.
+
+        :raises FtkvmError: FTKVM-104, 105, 113, 201
+        """
+        target = host or self._ctx.host
+        self._ctx.cluster.host(target)
+        return self._ctx.peers.call(target, "POST", "/v1/local/vms/register", {"domain": domain}, 30.0)
+
+    def start(self, name: str, host: str | None) -> Json:
+        """Start a VM on ``host``, or on the one with the fewest VMs; returns the operation.
+
+        :raises FtkvmError: FTKVM-103 runs already, FTKVM-109 may run on a host that does not answer, FTKVM-111
+        """
+        record = self.vms.find(name)
+        if host is not None:
+            self._ctx.cluster.host(host)
+        number, _owner = self.vms.owner(record.uuid)  # before looking: a start in between then takes the next number
+        places = self.places()
+        if record.uuid in places.copies:
+            raise FtkvmError("FTKVM-103", vm=record.name, host=places.copies[record.uuid][0][0])
+        self._require_known(record, places)
+        if record.ft_enabled:
+            raise FtkvmError("FTKVM-111", vm=record.name)
+        target = host or self._place(places)
+        return self._ctx.peers.call(
+            target, "POST", f"/v1/local/vms/{record.uuid}/start", {"owner": number}, _HAND_OVER_TIMEOUT_S
+        )
+
+    def stop(self, name: str, *, force: bool, timeout_s: float) -> Json:
+        """Shut a VM down, or switch it off; returns the operation.
+
+        :raises FtkvmError: FTKVM-102 not running, FTKVM-110 switching off one copy of a pair
+        """
+        record = self.vms.find(name)
+        if force and record.ft_enabled:
+            raise FtkvmError("FTKVM-110", vm=record.name, action="switching it off")
+        body = {"force": force, "timeout_s": timeout_s}
+        return self._at_main(record, "stop", body)
+
+    def enable(self, name: str, secondary: str | None) -> Json:
+        """Turn FT on; returns the operation.
+
+        :raises FtkvmError: FTKVM-401 on already, and what the primary's host finds
+        """
+        record = self.vms.find(name)
+        if secondary is not None:
+            self._ctx.cluster.host(secondary)
+        return self._at_main(record, "ft/enable", {"secondary": secondary})
+
+    def turn_off(self, name: str) -> Json:
+        """Turn FT off; returns the operation. If no copy runs, the last owner's host cleans up.
+
+        :raises FtkvmError: FTKVM-402 not on
+        """
+        record = self.vms.find(name)
+        if not record.ft_enabled:
+            raise FtkvmError("FTKVM-402", vm=record.name)
+        return self._at_main(record, "ft/turn-off", {}, also_off=True)
+
+    def operation(self, name: str) -> Json:
+        """One operation, wherever it runs.
+
+        :raises FtkvmError: FTKVM-502, and what is raised when its host does not answer
+        """
+        host = name.rpartition(".")[0]
+        if host == self._ctx.host:
+            return asdict(self.operations.get(name))
+        if host not in self._ctx.cluster.hosts():
+            raise FtkvmError("FTKVM-502", operation=name)
+        return self._ctx.peers.call(host, "GET", f"/v1/operations/{name}", None, 3.0)
+
+    # on this host
+
+    def start_here(self, uuid: str, owner: int) -> Json:
+        """Begin to start a VM here."""
+        record = self.vms.find(uuid)
+        operation = self.operations.start(
+            "start", record.name, uuid, lambda progress: self.vms.start(record, owner, progress)
+        )
+        return asdict(operation)
+
+    def stop_here(self, uuid: str, *, force: bool, timeout_s: float) -> Json:
+        """Begin to stop a VM here."""
+        record = self.vms.find(uuid)
+        operation = self.operations.start(
+            "stop", record.name, uuid,
+            lambda progress: self.vms.stop(record, force=force, timeout_s=timeout_s, progress=progress),
+        )  # fmt: skip
+        return asdict(operation)
+
+    def enable_here(self, uuid: str, secondary: str | None) -> Json:
+        """Check everything that can be checked without touching anything, then begin to protect a VM that runs here."""
+        record, pairs = self.vms.find(uuid), self._pairs()
+        running = self.operations.running(uuid)
+        if running is not None:
+            raise FtkvmError("FTKVM-501", vm=record.name, operation=running.kind)
+        if record.ft_enabled:
+            raise FtkvmError("FTKVM-401", vm=record.name)
+        info = self._ctx.libvirt.domain(uuid)
+        if info is None or info.state != "running":
+            raise FtkvmError("FTKVM-102", vm=record.name)
+        if secondary == self._ctx.host:
+            raise FtkvmError("FTKVM-403", vm=record.name, host=secondary)
+        ft_checks.require_ready(self._ctx)
+        ft_checks.require_suitable(self._ctx, record)
+        chosen = ft_checks.require_secondary(self._ctx, record, secondary)
+        operation = self.operations.start(
+            "enable", record.name, uuid, lambda progress: pairs.enable(uuid, chosen, progress)
+        )
+        return asdict(operation)
+
+    def turn_off_here(self, uuid: str) -> Json:
+        """Begin to turn FT off."""
+        record, pairs = self.vms.find(uuid), self._pairs()
+        operation = self.operations.start(
+            "turn-off", record.name, uuid, lambda progress: pairs.turn_off(uuid, progress)
+        )
+        return asdict(operation)
+
+    # helpers
+
+    def _pairs(self) -> Pairs:
+        pairs = self.vms.pairs
+        if pairs is None:
+            raise FtkvmError("FTKVM-202", host=self._ctx.host, detail="its agent is just starting")
+        return pairs
+
+    def _at_main(self, record: VmRecord, action: str, body: Json, *, also_off: bool = False) -> Json:
+        places = self.places()
+        main = places.main(record.uuid)
+        if main is None:
+            self._require_known(record, places)
+            if not also_off:
+                raise FtkvmError("FTKVM-102", vm=record.name)
+        target = main[0] if main else self._ctx.host
+        return self._ctx.peers.call(target, "POST", f"/v1/local/vms/{record.uuid}/{action}", body, _HAND_OVER_TIMEOUT_S)
+
+    def _may_run(self, record: VmRecord, places: Places) -> set[str]:
+        """Hosts that do not answer and could have a copy: the last owner, and the hosts of its pairs."""
+        if not places.silent:
+            return set()
+        try:
+            return set(places.silent) & self.vms.possible_hosts(record.uuid)
+        except DatastoreError:  # nothing is known, so any of them may
+            return set(places.silent)
+
+    def _require_known(self, record: VmRecord, places: Places) -> None:
+        unknown = self._may_run(record, places)
+        if unknown:
+            raise FtkvmError("FTKVM-109", vm=record.name, hosts=", ".join(sorted(unknown)))
+
+    def _place(self, places: Places) -> str:
+        """The host that answers, is well, and runs the fewest VMs."""
+        answers = gather(self._ctx, "/v1/health")
+        well = {host: answer for host, answer in answers.items() if isinstance(answer, dict) and not answer["error"]}
+        if not well:
+            raise FtkvmError("FTKVM-202", host=", ".join(sorted(answers)), detail="no host is well: `ftkvm host list`")
+        return min(well, key=lambda host: (int(well[host].get("vms", 0)), host))

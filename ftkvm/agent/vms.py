@@ -1,0 +1,239 @@
+"""The cluster's VMs: their definitions on the datastore, and the copies that run on this host."""
+
+import json
+import logging
+import re
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+from ftkvm.adapters.libvirt import DomainInfo
+from ftkvm.agent.context import AgentContext
+from ftkvm.agent.operations import Operations
+from ftkvm.agent.storage import bounded, require_writable
+from ftkvm.catalogue import FtkvmError
+from ftkvm.ports import DatastoreError, Json, Progress
+
+log = logging.getLogger(__name__)
+_OWNER = re.compile(r"(\d{7})\.json")
+
+
+class Pairs(Protocol):
+    """What this part needs of the PairManager."""
+
+    def enable(self, vm_uuid: str, secondary: str | None, progress: Progress) -> None: ...
+    def turn_off(self, vm_uuid: str, progress: Progress) -> None: ...
+    def status(self, vm_uuid: str | None) -> list[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class VmRecord:
+    """A registered VM (vms/<uuid>/vm.json)."""
+
+    uuid: str
+    name: str
+    ft_enabled: bool = False
+    ft_settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, document: Json) -> "VmRecord":
+        ft = document.get("ft", {})
+        settings = dict(ft.get("settings", {}))
+        return cls(str(document["uuid"]), str(document["name"]), bool(ft.get("enabled", False)), settings)
+
+    def to_json(self) -> Json:
+        return {"uuid": self.uuid, "name": self.name,
+                "ft": {"enabled": self.ft_enabled, "settings": self.ft_settings}}  # fmt: skip
+
+
+class Vms:
+    """Registered VMs, and what this host does with them."""
+
+    def __init__(self, ctx: AgentContext, operations: Operations) -> None:
+        self._ctx = ctx
+        self._operations = operations
+        self._last: list[VmRecord] = []
+
+    # definitions
+
+    def records(self) -> list[VmRecord]:
+        """All registered VMs by name; the last known ones if the datastore does not answer."""
+
+        def read() -> list[VmRecord]:
+            datastore = self._ctx.datastore
+            documents = [datastore.read_json(f"vms/{uuid}/vm.json") for uuid in datastore.list("vms")]
+            return sorted((VmRecord.from_json(doc) for doc in documents if doc), key=lambda record: record.name)
+
+        try:
+            self._last = bounded(self._ctx, read, "vms", 2.0)
+        except DatastoreError as error:
+            log.warning("%s; going on with the VMs known", error)
+        return self._last
+
+    def find(self, name_or_uuid: str) -> VmRecord:
+        """One VM by name or UUID.
+
+        :raises FtkvmError: FTKVM-101
+        """
+        for record in self.records():
+            if name_or_uuid in (record.name, record.uuid):
+                return record
+        raise FtkvmError("FTKVM-101", vm=name_or_uuid)
+
+    def register(self, domain: str) -> VmRecord:
+        """Take over a domain of this host's libvirt: its definition goes to the datastore, libvirt's own is dropped.
+
+        A host that comes back can then never start a stale copy. Interrupted anywhere, it can simply be run again.
+
+        :raises FtkvmError: FTKVM-104 no such domain, FTKVM-105 name or UUID taken, FTKVM-113 saved state
+        """
+        info = self._ctx.libvirt.find(domain)
+        record = VmRecord(info.uuid, info.name)
+        for other in self.records():
+            again = other.uuid == info.uuid and other.name == info.name and info.persistent
+            if not again and (other.uuid == info.uuid or other.name == info.name):
+                raise FtkvmError("FTKVM-105", vm=info.name)
+        if self._ctx.libvirt.has_managed_save(info.uuid):
+            raise FtkvmError("FTKVM-113", domain=info.name)
+        xml = self._ctx.libvirt.xml(info.uuid, inactive=True)
+        require_writable(self._ctx)
+        bounded(self._ctx, lambda: self._store(record, xml), f"vms/{info.uuid}")
+        if info.active:  # a host that runs it and falls silent must be known as one that may run it
+            self._claim(record, self.owner(record.uuid)[0])
+        if info.persistent:
+            self._ctx.libvirt.undefine(info.uuid)
+        return record
+
+    def _store(self, record: VmRecord, xml: str) -> None:
+        self._ctx.datastore.replace_text(f"vms/{record.uuid}/domain.xml", xml)
+        there = VmRecord.from_json(self._ctx.datastore.create_once(f"vms/{record.uuid}/vm.json", record.to_json()))
+        if there.name != record.name:
+            raise FtkvmError("FTKVM-105", vm=record.name)
+
+    def definition(self, uuid: str) -> str:
+        """The domain XML a VM is started from.
+
+        :raises FtkvmError: FTKVM-108, missing or not XML
+        """
+        path = f"vms/{uuid}/domain.xml"
+        xml = bounded(self._ctx, lambda: self._ctx.datastore.read_text(path), path)
+        try:
+            ET.fromstring(xml or "")
+        except ET.ParseError as error:
+            raise FtkvmError("FTKVM-108", vm=uuid, detail=str(error)) from error
+        return xml or ""
+
+    # copies on this host
+
+    def local(self) -> list[Json]:
+        """The cluster's VMs that have a QEMU on this host, or are being started here."""
+        known = {record.uuid: record for record in self.records()}
+        ours = {str(entry["uuid"]) for entry in self.pair_status(None)}  # the PairManager tells of main copies only
+        found: dict[str, Json] = {}
+        for info in self._ctx.libvirt.domains():
+            if info.uuid in known and info.active:
+                role = "primary" if info.uuid in ours else self._role(info, known[info.uuid])
+                found[info.uuid] = {"uuid": info.uuid, "name": info.name, "state": info.state, "role": role}
+        for record in known.values():
+            operation = self._operations.running(record.uuid)
+            if operation is not None and operation.kind == "start" and record.uuid not in found:
+                found[record.uuid] = {"uuid": record.uuid, "name": record.name, "state": "starting", "role": "solo"}
+        return sorted(found.values(), key=lambda entry: str(entry["name"]))
+
+    def _role(self, info: DomainInfo, record: VmRecord) -> str:
+        """primary, secondary or solo, by what the keeper was told; a copy still being made is a paused domain."""
+        try:
+            role = json.loads((self._ctx.config.paths.run / "pairs" / f"{info.uuid}.json").read_text()).get("role")
+        except (OSError, ValueError):
+            role = None
+        if role in ("primary", "secondary", "solo"):
+            return str(role)
+        return "secondary" if record.ft_enabled and info.state == "paused" else "solo"
+
+    def pair_status(self, uuid: str | None) -> list[dict[str, Any]]:
+        """What the PairManager of this host says of its pairs; nothing while there is none."""
+        pairs = self.pairs
+        return pairs.status(uuid) if pairs is not None else []
+
+    @property
+    def pairs(self) -> Pairs | None:
+        """The PairManager, once it runs."""
+        return cast(Pairs | None, self._ctx.extras.get("pairs"))
+
+    def start(self, record: VmRecord, expected_owner: int, progress: Progress) -> None:
+        """Start the VM on this host.
+
+        ``expected_owner`` is the number of the newest owner file the caller saw when it made sure that the VM runs
+        nowhere; the next number is created once, so of two starters at the same time one goes on.
+
+        :raises FtkvmError: FTKVM-103 somebody else started it meanwhile, FTKVM-106/107 libvirt refused
+        """
+        progress(1, 3, "checking this host")
+        self._ctx.libvirt.require_versions()
+        xml = self.definition(record.uuid)
+        progress(2, 3, f"taking the VM for {self._ctx.host}")
+        self._claim(record, expected_owner)
+        progress(3, 3, "starting QEMU")
+        try:
+            self._ctx.libvirt.create(xml)
+        except FtkvmError as error:
+            if error.code == "FTKVM-107":
+                raise FtkvmError("FTKVM-107", vm=record.name, detail=error.params.get("detail", "")) from error
+            raise
+
+    def owner(self, uuid: str) -> tuple[int, str | None]:
+        """(number, host) of the newest owner file; (0, None) if it was never started by the cluster."""
+
+        def read() -> tuple[int, str | None]:
+            names = [name for name in self._ctx.datastore.list(f"vms/{uuid}/owner") if _OWNER.fullmatch(name)]
+            if not names:
+                return 0, None
+            document = self._ctx.datastore.read_json(f"vms/{uuid}/owner/{names[-1]}")
+            return int(names[-1][:7]), str(document["host"]) if document else None
+
+        return bounded(self._ctx, read, f"vms/{uuid}/owner")
+
+    def possible_hosts(self, uuid: str) -> set[str]:
+        """Hosts that may have a copy as far as the datastore tells: the last owner, and those of its pair records."""
+
+        def read() -> set[str]:
+            datastore, hosts = self._ctx.datastore, set()
+            for name in datastore.list(f"ft/{uuid}"):
+                document = datastore.read_json(f"ft/{uuid}/{name}") if name.endswith(".pair") else None
+                hosts |= {str(document[side]["host"]) for side in ("primary", "secondary")} if document else set()
+            return hosts
+
+        owner = self.owner(uuid)[1]
+        return bounded(self._ctx, read, f"ft/{uuid}") | ({owner} if owner else set())
+
+    def _claim(self, record: VmRecord, expected: int) -> None:
+        mine = {"host": self._ctx.host, "boot_id": self._ctx.boot_id, "at": time.time()}
+        path = f"vms/{record.uuid}/owner/{expected + 1:07d}.json"
+        there = bounded(self._ctx, lambda: self._ctx.datastore.create_once(path, mine), path)
+        if any(there.get(key) != value for key, value in mine.items()):
+            raise FtkvmError("FTKVM-103", vm=record.name, host=there.get("host"))
+
+    def stop(self, record: VmRecord, *, force: bool, timeout_s: float, progress: Progress) -> None:
+        """Shut the VM down, or switch it off (``force``, or when it has not shut down in time and has no pair).
+
+        :raises FtkvmError: FTKVM-112 not down in time while FT is on
+        """
+        if not force:
+            progress(1, 2, f"shutting down (up to {timeout_s:.0f} s)")
+            self._ctx.libvirt.shutdown(record.uuid)
+            if self._gone_within(record.uuid, timeout_s):
+                return
+            if record.ft_enabled:  # killing one copy would only make the other take over
+                raise FtkvmError("FTKVM-112", vm=record.name, seconds=timeout_s)
+        progress(2, 2, "switching off")
+        self._ctx.libvirt.destroy(record.uuid)
+
+    def _gone_within(self, uuid: str, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            info = self._ctx.libvirt.domain(uuid)
+            if info is None or not info.active:
+                return True
+            time.sleep(0.3)
+        return False

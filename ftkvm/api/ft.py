@@ -1,0 +1,35 @@
+"""Fault tolerance: turn on and off, status."""
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from ftkvm.agent.service import Service
+from ftkvm.ports import Json
+
+
+class EnableRequest(BaseModel):
+    """Turn FT on, with the secondary on this host if it is named."""
+
+    secondary: str | None = None
+
+
+def router(service: Service) -> APIRouter:
+    """Routes /v1/status and /v1/vms/…/ft."""
+    routes = APIRouter(prefix="/v1", tags=["ft"])
+
+    @routes.get("/status")
+    def status(vm: str | None = None) -> Json:
+        """All VMs, or one, with the state of their pairs."""
+        return service.status(vm)
+
+    @routes.post("/vms/{name}/ft/enable")
+    def enable(name: str, request: EnableRequest) -> Json:
+        """Turn FT on; answers the operation."""
+        return service.enable(name, request.secondary)
+
+    @routes.post("/vms/{name}/ft/turn-off")
+    def turn_off(name: str) -> Json:
+        """Turn FT off; answers the operation."""
+        return service.turn_off(name)
+
+    return routes

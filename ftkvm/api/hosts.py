@@ -1,0 +1,29 @@
+"""Hosts: health of this one, list of all; operations."""
+
+from fastapi import APIRouter
+
+from ftkvm.agent.health import Health
+from ftkvm.agent.service import Service
+from ftkvm.ports import Json
+
+
+def router(service: Service, health: Health) -> APIRouter:
+    """Routes /v1/health, /v1/hosts, /v1/operations."""
+    routes = APIRouter(prefix="/v1", tags=["hosts"])
+
+    @routes.get("/health")
+    def get_health() -> Json:
+        """This host: versions, datastore, libvirt; ``error`` says why it cannot take a VM."""
+        return health.current()
+
+    @routes.get("/hosts")
+    def get_hosts() -> Json:
+        """All hosts of the cluster, with their health or why they do not answer."""
+        return {"hosts": service.hosts()}
+
+    @routes.get("/operations/{operation}")
+    def get_operation(operation: str) -> Json:
+        """State, progress and error of a long action."""
+        return service.operation(operation)
+
+    return routes

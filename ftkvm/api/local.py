@@ -1,0 +1,57 @@
+"""What agents ask each other about one host only. By UUID; nothing here is forwarded."""
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from ftkvm.agent.service import Service
+from ftkvm.api.ft import EnableRequest
+from ftkvm.api.vms import RegisterRequest, StopRequest
+from ftkvm.ports import Json
+
+
+class LocalStartRequest(BaseModel):
+    """Start here; ``owner`` is the number of the newest owner file the asking agent saw."""
+
+    owner: int = Field(ge=0)
+
+
+def router(service: Service) -> APIRouter:
+    """Routes /v1/local."""
+    routes = APIRouter(prefix="/v1/local", tags=["local"])
+
+    @routes.get("/vms")
+    def local_vms() -> Json:
+        """The cluster's VMs with a QEMU here."""
+        return {"vms": service.vms.local()}
+
+    @routes.get("/status")
+    def local_status() -> Json:
+        """The pairs this host takes part in."""
+        return {"pairs": service.vms.pair_status(None)}
+
+    @routes.post("/vms/register")
+    def register(request: RegisterRequest) -> Json:
+        """Take over a domain of this host's libvirt."""
+        return service.vms.register(request.domain).to_json()
+
+    @routes.post("/vms/{uuid}/start")
+    def start(uuid: str, request: LocalStartRequest) -> Json:
+        """Start a VM here."""
+        return service.start_here(uuid, request.owner)
+
+    @routes.post("/vms/{uuid}/stop")
+    def stop(uuid: str, request: StopRequest) -> Json:
+        """Stop the VM that runs here."""
+        return service.stop_here(uuid, force=request.force, timeout_s=request.timeout_s)
+
+    @routes.post("/vms/{uuid}/ft/enable")
+    def enable(uuid: str, request: EnableRequest) -> Json:
+        """Protect the VM that runs here."""
+        return service.enable_here(uuid, request.secondary)
+
+    @routes.post("/vms/{uuid}/ft/turn-off")
+    def turn_off(uuid: str) -> Json:
+        """Take the pair of a VM apart."""
+        return service.turn_off_here(uuid)
+
+    return routes
