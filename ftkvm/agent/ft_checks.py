@@ -3,7 +3,7 @@
 import socket
 import subprocess
 
-from ftkvm.adapters.image_facts import image_facts
+from ftkvm.adapters.images import image_facts
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.gather import gather
 from ftkvm.agent.storage import bounded, require_writable
