@@ -1,0 +1,44 @@
+"""The configuration of one hold proxy, written by the agent (see the contract in docs/keeper.md)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from ftkvm.hold.frames import Mode
+
+
+@dataclass(frozen=True)
+class NicConfig:
+    """One NIC and the unix socket paths on which the proxy listens for QEMU."""
+
+    id: str
+    mac: str
+    tx: str
+    compare_in: str
+    compare_out: str
+    rx: str
+
+
+@dataclass(frozen=True)
+class HoldConfig:
+    uuid: str
+    monitor: str
+    mode: Mode
+    status: str
+    nics: tuple[NicConfig, ...]
+
+
+def load(path: Path) -> HoldConfig:
+    """Raises OSError, or ValueError naming what does not fit."""
+    doc: dict[str, Any] = json.loads(path.read_text())
+    try:
+        if doc["mode"] not in get_args(Mode):
+            raise ValueError(f"{path}: mode {doc['mode']!r} is none of {', '.join(get_args(Mode))}")
+        nics = tuple(
+            NicConfig(**{key: str(nic[key]) for key in ("id", "mac", "tx", "compare_in", "compare_out", "rx")})
+            for nic in doc["nics"]
+        )
+        return HoldConfig(str(doc["uuid"]), str(doc["monitor"]), cast(Mode, doc["mode"]), str(doc["status"]), nics)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {error!r}") from error

@@ -1,0 +1,198 @@
+"""One NIC's four sockets: whole frames in, whole frames out, never blocking and never beyond a bound.
+
+Why QEMU cannot deadlock against the proxy: QEMU's main thread writes ``tx`` and reads ``rx``, its compare thread reads
+``compare_in`` and writes ``compare_out``, and its writes block. ``compare_out`` is always read, so the compare thread
+waits for nobody. ``tx`` is read unless ``compare_in`` is behind while ``rx`` is not: then only the compare thread is
+slow, and letting the main thread wait for it is what the direct connection without a proxy would do, too. Whatever
+cannot be sent and has no room is dropped, as a network drops it; both copies of the guest then send it again.
+"""
+
+import socket
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from ftkvm.hold import frames
+from ftkvm.hold.cover import HoldQueue
+from ftkvm.hold.frames import Mode, Way
+
+BUFFER_BYTES = 1 << 20
+BEHIND_BYTES = 4 << 20
+BACKLOG_LIMIT_BYTES = 32 << 20
+HOLD_LIMIT_BYTES = 16 << 20
+_SO_SNDBUFFORCE = 32
+_SOCKET_BYTES = 1 << 20
+_CHUNKS_AT_ONCE = 64
+
+
+@dataclass(slots=True)
+class Counters:
+    """In frames, except ``bytes_tx``: bytes the guest sent."""
+
+    compared: int = 0
+    held: int = 0
+    released: int = 0
+    passed: int = 0
+    dropped: int = 0
+    bytes_tx: int = 0
+
+
+class Outlet:
+    """Sends whole frames into one socket; keeps what the socket does not take yet."""
+
+    def __init__(self) -> None:
+        self.socket: socket.socket | None = None
+        self.closed = False
+        self.backlog_bytes = 0
+        self._backlog: deque[memoryview] = deque()
+
+    def connected(self, sock: socket.socket) -> None:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BYTES)
+        except OSError:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        self.socket = sock
+
+    def close(self) -> None:
+        """QEMU closed its end: what was kept for it, and all that comes, is dropped."""
+        self.closed = True
+        self._backlog.clear()
+        self.backlog_bytes = 0
+
+    def send(self, data: memoryview) -> bool:
+        """Send or keep ``data`` (whole frames; copied if kept); False if it was dropped for want of room."""
+        sent = 0
+        if self.closed:
+            return False
+        if not self._backlog:
+            sent = self._try([data])
+            if sent == len(data):
+                return True
+        if self.backlog_bytes + len(data) - sent > BACKLOG_LIMIT_BYTES and sent == 0:
+            return False
+        rest = memoryview(bytes(data[sent:]))
+        self._backlog.append(rest)
+        self.backlog_bytes += len(rest)
+        return True
+
+    def flush(self) -> None:
+        """Send on from the backlog, as far as the socket takes it."""
+        while self._backlog:
+            chunks = [self._backlog[index] for index in range(min(len(self._backlog), _CHUNKS_AT_ONCE))]
+            sent = self._try(chunks)
+            self.backlog_bytes -= sent
+            complete = sent == sum(map(len, chunks))
+            while sent:
+                first = self._backlog[0]
+                if len(first) > sent:
+                    self._backlog[0] = first[sent:]
+                    break
+                sent -= len(first)
+                self._backlog.popleft()
+            if not complete:
+                return
+
+    def _try(self, chunks: list[memoryview]) -> int:
+        if self.socket is None:
+            return 0
+        try:
+            return self.socket.sendmsg(chunks)
+        except BlockingIOError:
+            return 0
+        except OSError:  # QEMU closed its end; the reading side will see that
+            return sum(map(len, chunks))
+
+
+class Nic:
+    """The way of one NIC's frames. ``cover`` decides when ``release`` is called; see the module's docstring."""
+
+    def __init__(self, name: str, mode: Mode) -> None:
+        self.name = name
+        self.mode: Mode = mode
+        self.counters = Counters()
+        self.queue = HoldQueue(HOLD_LIMIT_BYTES)
+        self.compare_in, self.rx = Outlet(), Outlet()
+        self._tx, self._tx_filled = bytearray(BUFFER_BYTES), 0
+        self._out, self._out_filled = bytearray(BUFFER_BYTES), 0
+
+    def wants_tx(self) -> bool:
+        """Whether ``tx`` should be read now (see the module's docstring)."""
+        connected = self.compare_in.socket is not None and self.rx.socket is not None
+        behind = self.compare_in.backlog_bytes > BEHIND_BYTES and self.rx.backlog_bytes == 0
+        return connected and not behind
+
+    def from_guest(self, sock: socket.socket) -> bool:
+        """Read ``tx`` once and send each run its way; False at the end of the stream. Raises FramingError."""
+        view = memoryview(self._tx)
+        count = _receive(sock, view[self._tx_filled :])
+        if count is None:
+            return True
+        self._tx_filled += count
+        runs, used = frames.split(self._tx, self._tx_filled, self.mode)
+        if runs:
+            at_us = mono_us()  # after the read: a stamp is never earlier than the frame
+            for run in runs:
+                self._send(run, view[run.start : run.end], at_us)
+            self.counters.bytes_tx += used
+            _move_to_front(view, used, self._tx_filled)
+            self._tx_filled -= used
+        return count > 0
+
+    def _send(self, run: frames.Run, data: memoryview, at_us: int) -> None:
+        counters = self.counters
+        if run.way is Way.COMPARE:
+            kept = self.compare_in.send(data)
+            counters.compared += run.frames if kept else 0
+        elif run.way is Way.HOLD:
+            kept = self.queue.add(at_us, run.frames, bytes(data))
+            counters.held += run.frames if kept else 0
+        elif run.way is Way.PASS:
+            kept = self.rx.send(data)
+            counters.passed += run.frames if kept else 0
+        else:
+            kept = False
+        counters.dropped += 0 if kept else run.frames
+
+    def from_compare(self, sock: socket.socket) -> bool:
+        """Read ``compare_out`` once and pass whole frames on to ``rx``; False at its end. Raises FramingError."""
+        view = memoryview(self._out)
+        count = _receive(sock, view[self._out_filled :])
+        if count is None:
+            return True
+        self._out_filled += count
+        used = frames.whole_frames(self._out, self._out_filled)
+        if used:
+            self.rx.send(view[:used])
+            _move_to_front(view, used, self._out_filled)
+            self._out_filled -= used
+        return count > 0
+
+    def release(self, covered_us: int) -> None:
+        """A checkpoint covers what was stamped before ``covered_us``."""
+        for held in self.queue.release(covered_us):
+            kept = self.rx.send(memoryview(held.data))
+            self.counters.released += held.frames if kept else 0
+            self.counters.dropped += 0 if kept else held.frames
+
+    def drop_held(self) -> None:
+        self.counters.dropped += self.queue.drop_all()
+
+
+def mono_us() -> int:
+    """CLOCK_MONOTONIC in microseconds: the clock frames are stamped with."""
+    return time.monotonic_ns() // 1000
+
+
+def _receive(sock: socket.socket, room: memoryview) -> int | None:
+    """Bytes read, 0 at the end of the stream, None if nothing waits."""
+    try:
+        return sock.recv_into(room)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return 0
+
+
+def _move_to_front(view: memoryview, used: int, filled: int) -> None:
+    if used < filled:
+        view[: filled - used] = bytes(view[used:filled])

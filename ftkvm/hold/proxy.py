@@ -1,0 +1,240 @@
+"""The hold proxy's loop: sockets and the monitor on one selector; ``cover`` decides, ``nic`` carries."""
+
+import contextlib
+import json
+import logging
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from ftkvm.hold.config import HoldConfig, NicConfig
+from ftkvm.hold.cover import Cover
+from ftkvm.hold.nic import Nic, Outlet, mono_us
+from ftkvm.hold.qmp import EventMonitor, MonitorGone
+
+log = logging.getLogger(__name__)
+
+RATE_PERIOD_S = 1.0
+READS_PER_TURN = 4
+"""Of one socket before the others get their turn (each read takes up to 1 MiB)."""
+
+
+class Proxy:
+    """One VM's proxy. ``run`` returns when QEMU has closed its ends."""
+
+    def __init__(self, config: HoldConfig) -> None:
+        """Listen on all sockets and connect to the monitor. Raises OSError."""
+        self.config = config
+        self.cover = Cover()
+        self.selector = selectors.DefaultSelector()
+        self.nics: dict[str, Nic] = {}
+        self._tx_sockets: dict[socket.socket, tuple[Nic, Callable[[int], None]]] = {}
+        self._connected: set[socket.socket] = set()
+        self._ever_connected = False
+        self._writers: dict[socket.socket, tuple[int, Callable[[int], None]]] = {}
+        self._paths: list[str] = []
+        self._rate_at_s, self._rate_bytes, self.tx_bytes_per_s = time.monotonic(), 0, 0
+        for nic in config.nics:
+            self._open_nic(nic)
+        self._listen(config.status, self._status_wanted)
+        self.cover.clocks(time.time_ns() // 1000, mono_us())
+        self.monitor: EventMonitor | None = EventMonitor(config.monitor, self._event, self.cover.foreign)
+        self.selector.register(self.monitor.socket, selectors.EVENT_READ, self._monitor_readable)
+
+    # ---- sockets
+
+    def _open_nic(self, config: NicConfig) -> None:
+        nic = self.nics[config.id] = Nic(config.id, self.config.mode)
+
+        def tx(sock: socket.socket) -> None:
+            self._tx_sockets[sock] = (nic, lambda _mask: self._read(sock, lambda: nic.from_guest(sock)))
+
+        def compare_out(sock: socket.socket) -> None:
+            read = lambda _mask: self._read(sock, lambda: nic.from_compare(sock))  # noqa: E731
+            self.selector.register(sock, selectors.EVENT_READ, read)
+
+        def outlet(name: str) -> Callable[[socket.socket], None]:
+            def connected(sock: socket.socket) -> None:
+                end = nic.compare_in if name == "compare_in" else nic.rx
+                end.connected(sock)
+                self.selector.register(sock, selectors.EVENT_READ, lambda mask: self._outlet_ready(end, sock, mask))
+
+            return connected
+
+        ways = {"tx": tx, "compare_out": compare_out, "compare_in": outlet("compare_in"), "rx": outlet("rx")}
+        for name, connected in ways.items():
+            self._listen(getattr(config, name), self._once(connected))
+
+    def _listen(self, path: str, accepted: Callable[[socket.socket, socket.socket], None]) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listener.bind(path)
+        Path(path).chmod(0o666 if path != self.config.status else 0o600)  # QEMU may run as another user
+        listener.listen(8)
+        self._paths.append(path)
+
+        def ready(_mask: int) -> None:
+            with contextlib.suppress(OSError):
+                sock, _ = listener.accept()
+                accepted(listener, sock)
+
+        self.selector.register(listener, selectors.EVENT_READ, ready)
+
+    def _once(self, connected: Callable[[socket.socket], None]) -> Callable[[socket.socket, socket.socket], None]:
+        """QEMU connects each socket once: take the first connection and stop listening."""
+
+        def accepted(listener: socket.socket, sock: socket.socket) -> None:
+            self.selector.unregister(listener)
+            listener.close()
+            sock.setblocking(False)
+            self._connected.add(sock)
+            self._ever_connected = True
+            connected(sock)
+
+        return accepted
+
+    def _read(self, sock: socket.socket, read: Callable[[], bool]) -> None:
+        if not read():
+            self._closed(sock)
+
+    def _outlet_ready(self, end: Outlet, sock: socket.socket, mask: int) -> None:
+        if mask & selectors.EVENT_READ:  # QEMU sends nothing here: this is the end
+            with contextlib.suppress(BlockingIOError):
+                try:
+                    ended = not sock.recv(4096)
+                except ConnectionError:
+                    ended = True
+                if ended:
+                    end.close()
+                    self._closed(sock)
+
+    def _closed(self, sock: socket.socket) -> None:
+        self._connected.discard(sock)
+        self._tx_sockets.pop(sock, None)
+        with contextlib.suppress(KeyError):
+            self.selector.unregister(sock)
+
+    # ---- events
+
+    def _monitor_readable(self, _mask: int) -> None:
+        assert self.monitor is not None
+        try:
+            self.monitor.readable()
+        except MonitorGone as error:
+            log.info("monitor: %s", error)
+            self.selector.unregister(self.monitor.socket)
+            self.monitor.socket.close()
+            self.monitor = None
+            self._exited()
+
+    def _event(self, name: str, stamp_us: int) -> None:
+        wall_us, now_us = time.time_ns() // 1000, mono_us()
+        if name == "STOP":
+            number = self.cover.stop(stamp_us, wall_us, now_us)
+            if self.monitor is not None:
+                self.monitor.ask_status(number)
+        elif name == "RESUME":
+            covered_us = self.cover.resume(stamp_us, wall_us, now_us)
+            if covered_us is not None:
+                for nic in self.nics.values():
+                    nic.release(covered_us)
+        elif name == "COLO_EXIT":
+            log.info("COLO_EXIT")
+            self._exited()
+
+    def _exited(self) -> None:
+        """No checkpoint will cover what waits: the copy that goes on must not be contradicted by it."""
+        self.cover.exit()
+        for nic in self.nics.values():
+            nic.drop_held()
+
+    # ---- status
+
+    def _status_wanted(self, _listener: socket.socket, sock: socket.socket) -> None:
+        with contextlib.closing(sock), contextlib.suppress(OSError):
+            sock.setblocking(False)
+            sock.send(json.dumps(self.status()).encode() + b"\n")
+
+    def status(self) -> dict[str, object]:
+        """Counters and what the choice of the checkpoint interval needs (bytes, milliseconds)."""
+        now_us = mono_us()
+        return {
+            "uuid": self.config.uuid,
+            "ready": self.monitor is not None and self.monitor.ready,
+            "connected": len(self._connected),
+            "exited": self.cover.exited,
+            "checkpoints": self.cover.checkpoints,
+            "last_pause_ms": self.cover.last_pause_us / 1000,
+            "tx_bytes_per_s": self.tx_bytes_per_s,
+            "nics": {
+                name: asdict(nic.counters)
+                | {
+                    "held_frames_now": nic.queue.frames,
+                    "held_bytes_now": nic.queue.bytes,
+                    "oldest_held_ms": nic.queue.oldest_age_us(now_us) / 1000,
+                    "backlog_bytes": nic.compare_in.backlog_bytes + nic.rx.backlog_bytes,
+                }
+                for name, nic in self.nics.items()
+            },
+        }
+
+    def _rates(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._rate_at_s >= RATE_PERIOD_S:
+            total = sum(nic.counters.bytes_tx for nic in self.nics.values())
+            self.tx_bytes_per_s = round((total - self._rate_bytes) / (now_s - self._rate_at_s))
+            self._rate_at_s, self._rate_bytes = now_s, total
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Carry frames until QEMU has closed everything. Raises FramingError if a stream is out of step."""
+        notified = False
+        while self._connected or not self._ever_connected:
+            for key, mask in self.selector.select(RATE_PERIOD_S):
+                if key.fileobj in self.selector.get_map():  # not closed by an earlier one of this turn
+                    key.data(mask)
+            self._steer()
+            self._rates()
+            if not notified and self.monitor is not None and self.monitor.ready:
+                notified = True
+                notify_ready()
+            if self.monitor is None and not self._ever_connected:
+                return
+
+    def _steer(self) -> None:
+        """Send on what is kept, and listen on each socket for just what is useful now."""
+        for nic in self.nics.values():
+            for outlet in (nic.compare_in, nic.rx):
+                if outlet.socket is not None and outlet.socket in self._connected:
+                    if outlet.backlog_bytes:
+                        outlet.flush()
+                    want = selectors.EVENT_READ | (selectors.EVENT_WRITE if outlet.backlog_bytes else 0)
+                    key = self.selector.get_key(outlet.socket)
+                    if key.events != want:
+                        self.selector.modify(outlet.socket, want, key.data)
+        for sock, (nic, read) in self._tx_sockets.items():
+            listening = sock in self.selector.get_map()
+            if nic.wants_tx() and not listening:
+                self.selector.register(sock, selectors.EVENT_READ, read)
+            elif listening and not nic.wants_tx():
+                self.selector.unregister(sock)
+
+    def close(self) -> None:
+        """Remove the sockets' names."""
+        for path in self._paths:
+            Path(path).unlink(missing_ok=True)
+
+
+def notify_ready() -> None:
+    """Tell systemd (``Type=notify``), if it asked."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        address = "\0" + address[1:] if address.startswith("@") else address
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"READY=1", address)

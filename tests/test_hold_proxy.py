@@ -1,0 +1,302 @@
+"""The hold proxy as a process, with real unix sockets at all its ends: this test plays QEMU, byte by byte.
+
+Prints its throughput (``-s``).
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ftkvm.hold.frames import HEADER
+
+VNET = 12
+ENDS = ("tx", "compare_in", "compare_out", "rx")
+
+
+def frame(ethertype: int, content: bytes = b"") -> bytes:
+    payload = bytes(VNET) + bytes(12) + ethertype.to_bytes(2, "big") + content.ljust(46, b"\0")
+    return HEADER.pack(len(payload), VNET) + payload
+
+
+class Qemu:
+    """QEMU's ends: a monitor that listens, and four sockets per NIC that connect."""
+
+    def __init__(self, directory: Path, mode: str, nics: int = 1) -> None:
+        self.directory = directory
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(directory / "monitor"))
+        listener.listen(1)
+        self.config = directory / "hold.json"
+        self.config.write_text(json.dumps({
+            "uuid": "u", "monitor": str(directory / "monitor"), "mode": mode, "status": str(directory / "status"),
+            "nics": [{"id": f"net{n}", "mac": "52:54:00:00:00:01"} | {e: str(directory / f"{e}{n}") for e in ENDS}
+                     for n in range(nics)]}))  # fmt: skip
+        self.process = subprocess.Popen([sys.executable, "-m", "ftkvm.hold", str(self.config)])
+        listener.settimeout(10)
+        self.monitor, _ = listener.accept()
+        listener.close()
+        self.monitor.settimeout(5)
+        self.commands = self.monitor.makefile("rb")
+        self.say({"QMP": {"version": {}, "capabilities": ["oob"]}})
+        assert self.next_command()["execute"] == "qmp_capabilities"
+        self.say({"return": {}, "id": 0})
+        self.ends: dict[str, socket.socket] = {}
+        for nic in range(nics):
+            for end in ENDS:
+                sock = self.ends[f"{end}{nic}"] = socket.socket(socket.AF_UNIX)
+                sock.settimeout(5)
+                sock.connect(str(directory / f"{end}{nic}"))
+
+    def say(self, doc: dict[str, object]) -> None:
+        self.monitor.sendall(json.dumps(doc).encode() + b"\r\n")
+
+    def next_command(self) -> dict[str, object]:
+        return dict(json.loads(self.commands.readline()))
+
+    def event(self, name: str, at: float | None = None) -> None:
+        seconds, fraction = divmod(time.time() if at is None else at, 1)
+        self.say({"event": name, "timestamp": {"seconds": int(seconds), "microseconds": int(fraction * 1e6)}})
+
+    def stop(self, status: str = "colo", at: float | None = None) -> None:
+        self.event("STOP", at)
+        command = self.next_command()
+        assert command["execute"] == "query-status"
+        self.say({"return": {"status": status, "running": False}, "id": command["id"]})
+
+    def checkpoint(self) -> None:
+        self.stop()
+        self.event("RESUME")
+
+    def read(self, end: str, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            got = self.ends[end].recv(size - len(data))
+            assert got, f"{end} was closed"
+            data += got
+        return data
+
+    def silent(self, end: str, seconds: float = 0.1) -> bool:
+        self.ends[end].settimeout(seconds)
+        try:
+            return not self.ends[end].recv(1)
+        except TimeoutError:
+            return True
+        finally:
+            self.ends[end].settimeout(5)
+
+    def status(self) -> dict[str, object]:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(5)
+            sock.connect(str(self.directory / "status"))
+            return dict(json.loads(sock.makefile().readline()))
+
+    def nic(self, name: str = "net0") -> dict[str, int]:
+        nics = self.status()["nics"]
+        assert isinstance(nics, dict)
+        return dict(nics[name])
+
+    def close(self) -> int:
+        for sock in [*self.ends.values(), self.monitor]:
+            sock.close()
+        try:
+            return self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+
+@pytest.fixture
+def qemu(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Qemu]:
+    qemu = Qemu(tmp_path, getattr(request, "param", "hold"), nics=2 if "two_nics" in request.node.name else 1)
+    yield qemu
+    if qemu.process.poll() is None:
+        assert qemu.close() == 0
+
+
+def test_ipv4_is_compared_and_comes_out_unchanged(qemu: Qemu) -> None:
+    sent = frame(0x0800, b"one") + frame(0x0800, b"two" * 400)
+    qemu.ends["tx0"].sendall(sent)
+    assert qemu.read("compare_in0", len(sent)) == sent
+    assert qemu.silent("rx0")
+    qemu.ends["compare_out0"].sendall(sent)
+    assert qemu.read("rx0", len(sent)) == sent
+    assert (qemu.nic()["compared"], qemu.nic()["held"], qemu.nic()["bytes_tx"]) == (2, 0, len(sent))
+
+
+def test_a_frame_in_single_bytes_arrives_whole(qemu: Qemu) -> None:
+    sent = frame(0x0800, b"slow")
+    for number in range(len(sent)):
+        qemu.ends["tx0"].sendall(sent[number : number + 1])
+        qemu.ends["compare_out0"].sendall(sent[number : number + 1])
+    assert qemu.read("compare_in0", len(sent)) == sent
+    assert qemu.read("rx0", len(sent)) == sent
+
+
+def test_what_is_not_compared_waits_for_its_checkpoint(qemu: Qemu) -> None:
+    first, second = frame(0x86DD, b"before"), frame(0x0806, b"after")
+    qemu.ends["tx0"].sendall(first)
+    assert qemu.silent("rx0")
+    time.sleep(0.01)
+    qemu.stop()
+    qemu.ends["tx0"].sendall(second)
+    assert qemu.silent("rx0")  # STOP alone releases nothing
+    qemu.event("RESUME")
+    assert qemu.read("rx0", len(first)) == first
+    assert qemu.silent("rx0")
+    qemu.checkpoint()
+    assert qemu.read("rx0", len(second)) == second
+    assert qemu.silent("compare_in0")
+    assert (qemu.nic()["held"], qemu.nic()["released"], qemu.nic()["held_frames_now"]) == (2, 2, 0)
+
+
+def test_a_stop_stamped_before_the_frame_does_not_cover_it(qemu: Qemu) -> None:
+    """QEMU's event was long under way: what counts is when it was stamped, not when it was read."""
+    stopped_at = time.time()
+    time.sleep(0.05)
+    qemu.ends["tx0"].sendall(frame(0x0806))
+    time.sleep(0.05)
+    qemu.stop(at=stopped_at)
+    qemu.event("RESUME")
+    assert qemu.silent("rx0")
+
+
+def test_a_resume_without_stop_and_a_suspend_release_nothing(qemu: Qemu) -> None:
+    qemu.ends["tx0"].sendall(frame(0x86DD))
+    time.sleep(0.01)
+    qemu.event("RESUME")
+    assert qemu.silent("rx0")
+    qemu.stop("paused")
+    time.sleep(0.05)
+    qemu.event("RESUME")
+    assert qemu.silent("rx0")
+    qemu.checkpoint()
+    assert not qemu.silent("rx0")
+
+
+def test_colo_exit_drops_what_waits(qemu: Qemu) -> None:
+    qemu.ends["tx0"].sendall(frame(0x86DD))
+    time.sleep(0.01)
+    qemu.stop()
+    qemu.event("COLO_EXIT")
+    qemu.event("RESUME")
+    assert qemu.silent("rx0")
+    assert qemu.status()["exited"] and qemu.nic()["dropped"] == 1
+    sent = frame(0x0800)  # what colo-compare lets out is still carried
+    qemu.ends["compare_out0"].sendall(sent)
+    assert qemu.read("rx0", len(sent)) == sent
+
+
+@pytest.mark.parametrize("qemu", ["block"], indirect=True)
+def test_block_drops_all_but_arp(qemu: Qemu) -> None:
+    arp = frame(0x0806)
+    qemu.ends["tx0"].sendall(frame(0x86DD) + arp + frame(0x8100) + frame(0x88CC))
+    time.sleep(0.05)
+    qemu.checkpoint()
+    assert qemu.read("rx0", len(arp)) == arp
+    assert qemu.silent("rx0") and qemu.nic()["dropped"] == 3
+
+
+@pytest.mark.parametrize("qemu", ["allow"], indirect=True)
+def test_allow_passes_at_once(qemu: Qemu) -> None:
+    sent = frame(0x86DD) + frame(0x0806)
+    qemu.ends["tx0"].sendall(sent)
+    assert qemu.read("rx0", len(sent)) == sent
+    assert qemu.nic()["passed"] == 2
+
+
+def test_two_nics_do_not_mix(qemu: Qemu) -> None:
+    one, two = frame(0x0800, b"1"), frame(0x86DD, b"2")
+    qemu.ends["tx0"].sendall(one)
+    qemu.ends["tx1"].sendall(two)
+    assert qemu.read("compare_in0", len(one)) == one
+    time.sleep(0.05)
+    qemu.checkpoint()
+    assert qemu.read("rx1", len(two)) == two
+    assert qemu.silent("rx0", 0.05) and qemu.silent("compare_in1", 0.05)
+
+
+def test_held_and_compared_frames_stay_whole_on_a_slow_wire(qemu: Qemu) -> None:
+    """rx is not read while both sources write: afterwards every frame is there, none torn by another."""
+    held = [frame(0x86DD, number.to_bytes(4, "big") * 300) for number in range(2000)]
+    compared = [frame(0x0800, number.to_bytes(4, "big") * 300) for number in range(4000)]
+    for sent in held:
+        qemu.ends["tx0"].sendall(sent)
+    time.sleep(0.2)
+    half = len(compared) // 2
+    qemu.ends["compare_out0"].sendall(b"".join(compared[:half]))
+    qemu.checkpoint()
+    qemu.ends["compare_out0"].sendall(b"".join(compared[half:]))
+    got: list[bytes] = []
+    for _ in range(len(held) + len(compared)):
+        header = qemu.read("rx0", HEADER.size)
+        got.append(header + qemu.read("rx0", HEADER.unpack(header)[0]))
+    kinds: dict[bytes, list[bytes]] = {b"\x08\x00": [], b"\x86\xdd": []}
+    for one in got:
+        kinds[one[HEADER.size + VNET + 12 :][:2]].append(one)
+    assert kinds[b"\x86\xdd"] == held and kinds[b"\x08\x00"] == compared
+
+
+def test_nobody_reads_and_qemu_is_not_blocked_for_ever(qemu: Qemu) -> None:
+    """compare_in and rx are stuck, both writers go on: the proxy drops, as a network does, and stays within bounds."""
+    big = frame(0x0800, bytes(60000))
+    for _ in range(100):
+        qemu.ends["compare_out0"].sendall(big)
+    for _ in range(1200):  # 72 MB, more than all buffers
+        qemu.ends["tx0"].sendall(big)
+    assert qemu.nic()["dropped"] > 0
+    assert qemu.nic()["backlog_bytes"] < 80 << 20
+    assert int(Path(f"/proc/{qemu.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") < 160 << 20
+
+
+def test_a_stream_out_of_step_ends_the_proxy(qemu: Qemu) -> None:
+    qemu.ends["tx0"].sendall(b"\xff" * 100)
+    assert qemu.process.wait(5) == 1
+
+
+def test_it_ends_when_qemu_does(qemu: Qemu) -> None:
+    assert qemu.close() == 0
+    assert not (qemu.directory / "tx0").exists() and not (qemu.directory / "status").exists()
+
+
+@pytest.mark.parametrize("size", [60000, 1500])
+def test_throughput(qemu: Qemu, size: int) -> None:
+    """The whole way, tx → compare_in and compare_out → rx, with two readers and one writer on this machine."""
+    total = 200_000_000 if size > 9000 else 60_000_000
+    chunk = frame(0x0800, bytes(size)) * (1_000_000 // size)
+    count = total // len(chunk)
+
+    def echo() -> None:  # colo-compare that lets everything out
+        view = memoryview(bytearray(1 << 20))
+        left = count * len(chunk)
+        while left:
+            got = qemu.ends["compare_in0"].recv_into(view)
+            qemu.ends["compare_out0"].sendall(view[:got])
+            left -= got
+
+    def drain() -> None:
+        view = memoryview(bytearray(1 << 20))
+        left = count * len(chunk)
+        while left:
+            left -= qemu.ends["rx0"].recv_into(view)
+
+    threads = [threading.Thread(target=echo), threading.Thread(target=drain)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for _ in range(count):
+        qemu.ends["tx0"].sendall(chunk)
+    for thread in threads:
+        thread.join(30)
+    megabytes_per_s = count * len(chunk) / 1e6 / (time.monotonic() - began)
+    print(f"\nframes of {size} bytes: {megabytes_per_s:.0f} MB/s")
+    assert qemu.nic()["dropped"] == 0
+    assert megabytes_per_s > 30  # far below what is seen: the machine may be busy

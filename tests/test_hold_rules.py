@@ -1,0 +1,147 @@
+"""Framing, classification and the checkpoint rule of the hold proxy; no sockets."""
+
+import pytest
+
+from ftkvm.hold.cover import Cover, HoldQueue
+from ftkvm.hold.frames import HEADER, MAX_PAYLOAD, FramingError, Run, Way, split, way_of, whole_frames
+
+VNET = 12
+
+
+def frame(ethertype: int, size: int = 60) -> bytes:
+    payload = bytes(VNET) + bytes(12) + ethertype.to_bytes(2, "big") + bytes(size - 14)
+    return HEADER.pack(len(payload), VNET) + payload
+
+
+class TestFrames:
+    @pytest.mark.parametrize(("ethertype", "ways"), [
+        (0x0800, ("COMPARE", "COMPARE", "COMPARE")),
+        (0x0806, ("HOLD", "HOLD", "PASS")),
+        (0x86DD, ("HOLD", "DROP", "PASS")),
+        (0x8100, ("HOLD", "DROP", "PASS")),
+        (0x88CC, ("HOLD", "DROP", "PASS")),
+        (-1, ("HOLD", "DROP", "PASS")),
+    ])  # fmt: skip
+    def test_only_untagged_ipv4_is_compared(self, ethertype: int, ways: tuple[str, str, str]) -> None:
+        assert (
+            way_of(ethertype, "hold").name,
+            way_of(ethertype, "block").name,
+            way_of(ethertype, "allow").name,
+        ) == ways
+
+    def test_neighbours_become_one_run(self) -> None:
+        frames = [frame(0x0800), frame(0x0800, 1500), frame(0x86DD), frame(0x0806), frame(0x0800)]
+        stream = bytearray(b"".join(frames))
+        lengths = [len(one) for one in frames]
+        a, b, c = sum(lengths[:2]), sum(lengths[:4]), sum(lengths)
+        assert split(stream, len(stream), "hold") == (
+            [Run(Way.COMPARE, 0, a, 2), Run(Way.HOLD, a, b, 2), Run(Way.COMPARE, b, c, 1)], c)  # fmt: skip
+
+    def test_every_cut_of_a_stream_gives_the_same_frames(self) -> None:
+        stream = frame(0x0800) + frame(0x0806, 42) + frame(0x0800, 14) + frame(0x86DD, 70)
+        ends = [80, 142, 176, 266]
+        assert len(stream) == ends[-1]
+        for cut in range(len(stream) + 1):
+            runs, used = split(bytearray(stream), cut, "hold")
+            assert used == max([end for end in ends if end <= cut], default=0) == whole_frames(bytearray(stream), cut)
+            assert sum(run.frames for run in runs) == len([end for end in ends if end <= cut])
+
+    def test_a_frame_too_short_for_a_type_is_not_taken_for_ipv4(self) -> None:
+        payload = bytes(VNET) + bytes(12)
+        runs, _ = split(bytearray(HEADER.pack(len(payload), VNET) + payload + b"\x08\x00"), 8 + len(payload), "hold")
+        assert [run.way for run in runs] == [Way.HOLD]
+
+    @pytest.mark.parametrize("header", [(MAX_PAYLOAD + 1, 12), (10, 12), (2**32 - 1, 0)])
+    def test_a_stream_out_of_step_is_an_error(self, header: tuple[int, int]) -> None:
+        data = bytearray(HEADER.pack(*header) + bytes(100))
+        with pytest.raises(FramingError):
+            split(data, len(data), "hold")
+        with pytest.raises(FramingError):
+            whole_frames(data, len(data))
+
+
+OFFSET = 1_700_000_000_000_000
+
+
+def cover_at(mono_us: int) -> Cover:
+    cover = Cover()
+    cover.clocks(OFFSET + mono_us, mono_us)
+    return cover
+
+
+class TestCover:
+    def test_resume_covers_what_came_before_its_stop(self) -> None:
+        cover = cover_at(0)
+        cover.stop(OFFSET + 1000, OFFSET + 1300, 1300)
+        assert cover.resume(OFFSET + 9000, OFFSET + 9300, 9300) == 1000
+        assert (cover.checkpoints, cover.last_pause_us) == (1, 8000)
+
+    def test_a_resume_without_stop_covers_nothing(self) -> None:
+        cover = cover_at(0)
+        assert cover.resume(OFFSET + 1, OFFSET + 2, 2) is None
+        cover.stop(OFFSET + 1000, OFFSET + 1300, 1300)
+        assert cover.resume(OFFSET + 2000, OFFSET + 2001, 2001) == 1000
+        assert cover.resume(OFFSET + 3000, OFFSET + 3001, 3001) is None
+
+    def test_a_stop_is_never_later_than_it_was_read(self) -> None:
+        cover = cover_at(0)
+        cover.stop(OFFSET + 5000, OFFSET + 1300, 1300)
+        assert cover.resume(OFFSET + 6000, OFFSET + 6000, 6000) == 1300
+
+    @pytest.mark.parametrize("step", [-10_000_000, 10_000_000])
+    @pytest.mark.parametrize("stepped_before_stop", [True, False])
+    def test_a_wall_clock_step_never_covers_more(self, step: int, stepped_before_stop: bool) -> None:
+        """The wall clock is stepped before QEMU stamps STOP at 1000 us, or between that and our reading it."""
+        cover = cover_at(0)
+        stamp = OFFSET + 1000 + (step if stepped_before_stop else 0)
+        cover.stop(stamp, OFFSET + step + 1300, 1300)
+        covered = cover.resume(OFFSET + step + 2000, OFFSET + step + 2000, 2000)
+        assert covered is not None and covered <= 1000
+        cover.stop(OFFSET + step + 5000, OFFSET + step + 5100, 5100)
+        assert (
+            cover.resume(OFFSET + step + 6000, OFFSET + step + 6000, 6000) == 5000
+        )  # one checkpoint later all is well
+
+    def test_a_foreign_stop_covers_nothing(self) -> None:
+        cover = cover_at(0)
+        number = cover.stop(OFFSET + 1000, OFFSET + 1300, 1300)
+        cover.foreign(number, "paused")
+        assert cover.resume(OFFSET + 2000, OFFSET + 2000, 2000) is None
+
+    @pytest.mark.parametrize("status", ["colo", "running", "finish-migrate"])
+    def test_a_checkpoints_own_states_are_not_foreign(self, status: str) -> None:
+        cover = cover_at(0)
+        cover.foreign(cover.stop(OFFSET + 1000, OFFSET + 1300, 1300), status)
+        assert cover.resume(OFFSET + 2000, OFFSET + 2000, 2000) == 1000
+
+    def test_an_answer_about_an_earlier_stop_does_not_count(self) -> None:
+        cover = cover_at(0)
+        first = cover.stop(OFFSET + 1000, OFFSET + 1300, 1300)
+        cover.resume(OFFSET + 2000, OFFSET + 2000, 2000)
+        cover.stop(OFFSET + 3000, OFFSET + 3300, 3300)
+        cover.foreign(first, "paused")
+        assert cover.resume(OFFSET + 4000, OFFSET + 4000, 4000) == 3000
+
+    def test_nothing_is_covered_after_the_exit(self) -> None:
+        cover = cover_at(0)
+        cover.stop(OFFSET + 1000, OFFSET + 1300, 1300)
+        cover.exit()
+        assert cover.resume(OFFSET + 2000, OFFSET + 2000, 2000) is None
+        cover.stop(OFFSET + 3000, OFFSET + 3300, 3300)
+        assert cover.resume(OFFSET + 4000, OFFSET + 4000, 4000) is None
+
+
+class TestHoldQueue:
+    def test_strictly_before(self) -> None:
+        queue = HoldQueue(1000)
+        for at in (10, 20, 30):
+            assert queue.add(at, 1, b"x" * 10)
+        assert [held.at_us for held in queue.release(20)] == [10]
+        assert (queue.bytes, queue.frames, queue.oldest_age_us(50)) == (20, 2, 30)
+        assert queue.drop_all() == 2
+        assert (queue.bytes, queue.frames, queue.oldest_age_us(50)) == (0, 0, 0)
+
+    def test_is_bounded(self) -> None:
+        queue = HoldQueue(25)
+        assert [queue.add(at, 1, b"x" * 10) for at in range(4)] == [True, True, False, False]
+        assert queue.bytes == 20
