@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Body
@@ -12,6 +13,7 @@ from fastapi import APIRouter, Body
 from ..adapters import images
 from ..adapters.domains import Domains
 from ..catalogue import FtkvmError
+from ..core.chain import EpochImages, garbage, parse_overlay
 from ..core.pair import QemuState, Winner
 from ..core.reasons import Reason
 from ..core.states import view
@@ -21,7 +23,7 @@ from .context import AgentContext
 from .pair_secondary import prepare
 from .pair_worker import PairWorker
 from .placing import choose_host, own_facts
-from .protect import Protect, remove_secondary_images, undo_protect
+from .protect import Protect, undo_protect
 from .records import PairDoc, PairStore
 from .recovery import recover
 from .turn_off import turn_off
@@ -250,7 +252,7 @@ class PairManager:
     def _re_protect(self, worker: PairWorker, reason: Reason) -> None:
         started = time.monotonic()
         try:
-            self._merge_leftovers(worker)
+            self._collect_garbage(worker)
             host = choose_host(self.ctx, worker.vm, None)
             self.protect(worker, host, lambda step, of, text: log.info("%s: %d/%d %s", worker.name, step, of, text))
             self._retry_s.pop(worker.uuid, None)
@@ -264,17 +266,28 @@ class PairManager:
             log.warning("%s: not protected (%s), again in %.0f s: %s", worker.name, reason, delay_s, error)
         self._retry_at[worker.uuid] = time.monotonic() + delay_s
 
-    def _merge_leftovers(self, worker: PairWorker) -> None:
-        """Images of copies that lost their epoch go, once nobody can need them any more."""
-        for epoch in worker.store.epochs():
-            pair, winner = worker.store.pair(epoch), worker.store.winner(epoch)
-            if pair is None or not isinstance(winner, Winner):
-                continue
-            in_use = {image for disk in worker.vm.shape().disks for image in _chain_paths(disk.source)}
-            for place in (pair.primary, pair.secondary):
-                for image in place.disks.values():
-                    if image not in in_use and ".ft-" in image:
-                        remove_secondary_images(image)
+    def _collect_garbage(self, worker: PairWorker) -> None:
+        """Images of copies that lost their epoch go, once no live record and no open chain names them (core.chain)."""
+        store = worker.store
+        epochs = []
+        for epoch in store.epochs():
+            pair, winner = store.pair(epoch), store.winner(epoch)
+            if pair is not None:
+                host = winner.host if isinstance(winner, Winner) else None
+                sides = [frozenset(place.disks.values()) for place in (pair.primary, pair.secondary)]
+                epochs.append(EpochImages(pair.core(), sides[0], sides[1], host))
+        chains = [[image.path for image in images.chain(disk.source)] for disk in worker.vm.shape(fresh=True).disks]
+        directories = {Path(chain[-1]).parent for chain in chains}
+        bases = {chain[-1] for chain in chains}
+        files = [
+            str(path)
+            for directory in directories
+            for path in directory.glob("*.ft-*.qcow2")
+            if (overlay := parse_overlay(str(path))) is not None and overlay.base in bases
+        ]
+        for path in garbage(files, chains, epochs, operation_running=store.operation() is not None):
+            log.info("%s: %s is of no use any more", worker.name, path)
+            images.remove(path)
 
     # -- peers ---------------------------------------------------------------------------------------------
 
@@ -375,10 +388,6 @@ class PairManager:
 
     def _read(self, work: Callable[[], Any]) -> Any:
         return self._run(work, "read datastore")
-
-
-def _chain_paths(source: str) -> list[str]:
-    return [image.path for image in images.chain(source)]
 
 
 __all__ = ["PairManager"]

@@ -172,6 +172,7 @@ class PairWorker:
     def turn(self) -> None:
         """One round: observe, decide, act."""
         observation = self.observe()
+        self._say_gone(observation)
         decision = decide(observation, self.settings)
         if self.decision is None or decision.actions != self.decision.actions:
             log.info("%s: %s %s", self.name, decision.reason, [str(action) for action in decision.actions])
@@ -249,15 +250,19 @@ class PairWorker:
                 pass
 
     def _arbitrate(self, epoch: int, reason: Reason) -> None:
-        """Try to win; wait a bounded time for the datastore, and take the answer up later when it is slow."""
+        """Try to win; wait a bounded time for the datastore, and take the answer up later when it is slow.
+
+        An attempt belongs to its epoch: the late answer of one about an older epoch is thrown away.
+        """
         if self.failover is None or self.failover.epoch != epoch:
             self.failover = FailoverFigures(epoch, str(reason), self.figures.last_resume)
-        if self._arbitration is None:
-            self._arbitration = self.ctx.workers.submit(
+        if self._arbitration is None or self._arbitration[0] != epoch:
+            work = self.ctx.workers.submit(
                 lambda: self.store.arbitrate(epoch, self.ctx.host, self.ctx.boot_id, reason), f"arbitrate {self.name}"
             )
+            self._arbitration = (epoch, work)
         try:
-            winner = self._arbitration.result(ARBITRATE_WAIT_S)
+            winner = self._arbitration[1].result(ARBITRATE_WAIT_S)
         except TimeoutError:
             log.warning("%s: the datastore does not answer; nobody goes live", self.name)
             return
@@ -314,12 +319,25 @@ class PairWorker:
         if not gone:
             log.error("%s: QEMU still dies (%s)", self.name, reason)
             return
-        self._publish(qemu="gone")
         holds.stop(self.ctx, self.uuid)
-        self.keeper.drop_pair(self.uuid)
-        self.spec = None
         self._guest_shut_down = False
         self._colo_exit_at = None
+
+    def _say_gone(self, observation: Observation) -> None:
+        """Tell the peer at once that there is no QEMU here, and go on telling until the epoch is decided."""
+        if self.spec is None or self._operating() or observation.qemu is not QemuState.ABSENT:
+            return
+        if self.spec.qemu != "shutdown":
+            self._publish(qemu="gone")
+        record = observation.record
+        decided = record is not None and (
+            record.epoch > self.spec.epoch
+            or (record.epoch == self.spec.epoch and isinstance(observation.winner, Winner))
+        )
+        never_recorded = observation.record_known and (record is None or record.epoch < self.spec.epoch)
+        if decided or (never_recorded and observation.operation is None):
+            self.keeper.drop_pair(self.uuid)
+            self.spec = None
 
     def _tell_peer(self, epoch: int) -> None:
         """Best effort, short: safety never needs the answer."""

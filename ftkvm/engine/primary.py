@@ -147,35 +147,41 @@ def restore_disk(monitor: MonitorPort, disk: Disk) -> None:
 
 
 def restore_drive(monitor: MonitorPort, disk: Disk) -> None:
-    """The device on libvirt's node, quorum and place holder gone."""
+    """The device on libvirt's node; quorum, replication and place holder gone. The guest stands still meanwhile.
+
+    safety: while the device is on null-co a write would be acknowledged and lost, so the guest is stopped before and
+    runs again only once the device is on libvirt's node. A run that was cut off there left it stopped: a device found
+    on the place holder means that it is ours to start.
+    """
     names = DiskNames(disk.target)
     node, size = graph.libvirt_node(monitor, disk)
     _path, current = graph.drive_path(monitor, disk)
-    if current == names.quorum:
+    if current != node:
+        running = monitor.execute("query-status")["running"]
+        if running:
+            monitor.execute("stop")
         if names.placeholder not in graph.node_names(monitor):
             monitor.execute("blockdev-add", {"driver": "null-co", "node-name": names.placeholder, "size": size})
-        _swap_running(monitor, disk, names, node)
-    elif current == names.placeholder:
+        graph.set_drive(monitor, disk, names.placeholder)
+        graph.delete_node(monitor, names.quorum)
+        graph.delete_node(monitor, names.replication)
         graph.set_drive(monitor, disk, node)
+        if running or (current == names.placeholder and _nothing_else_resumes(monitor)):
+            monitor.execute("cont")
     graph.delete_node(monitor, names.quorum)
     graph.delete_node(monitor, names.placeholder)
 
 
-def _swap_running(monitor: MonitorPort, disk: Disk, names: DiskNames, node: str) -> None:
-    """quorum → place holder → libvirt's node, with the guest stopped for these few milliseconds.
+def _nothing_else_resumes(monitor: MonitorPort) -> bool:
+    """False while a migration holds the guest at pre-switchover: cancelling it lets the guest run."""
+    return migration_status(monitor).get("status") not in ("pre-switchover", "device", "cancelling")
 
-    safety: between the two swaps a write would go to null-co and be acknowledged, so the guest must not run there.
-    """
-    running = monitor.execute("query-status")["running"]
-    if running:
-        monitor.execute("stop")
-    try:
-        graph.set_drive(monitor, disk, names.placeholder)
-        graph.delete_node(monitor, names.quorum)
-        graph.set_drive(monitor, disk, node)
-    finally:
-        if running:
-            monitor.execute("cont")
+
+def leave_placeholders(monitor: MonitorPort, shape: Shape) -> None:
+    """Before anything may let the guest run: no device of it on a place holder (an insertion was cut off there)."""
+    for disk in shape.disks:
+        if graph.drive_path(monitor, disk)[1] == DiskNames(disk.target).placeholder:
+            restore_drive(monitor, disk)
 
 
 # --- network -----------------------------------------------------------------------------------------------
@@ -334,6 +340,7 @@ def release(monitor: MonitorPort, shape: Shape) -> None:
     After this the guest runs and its frames leave; :func:`normalise` tidies up.
     """
     yank(monitor, shape)
+    leave_placeholders(monitor, shape)
     status = migration_status(monitor).get("status")
     if graph.colo_mode(monitor) == "primary":
         monitor.execute("x-colo-lost-heartbeat")
