@@ -5,8 +5,8 @@ import os
 
 import click
 
+from ftkvm.lab import faults, operator
 from ftkvm.lab import lab as labs
-from ftkvm.lab import operator
 
 
 def _say(text: str) -> None:
@@ -45,8 +45,10 @@ def status(output: str) -> None:
     assert isinstance(rows, list)
     for row in rows:
         cut = [n for n, state in row["links"].items() if state != "up"]
-        click.echo(f"{row['name']:8} {row['state']:8} {row['addresses']['management']:12} storage {row['storage']:7}"
-                   f" {'cut: ' + ', '.join(cut) if cut else 'all links up'}")
+        click.echo(
+            f"{row['name']:8} {row['state']:8} {row['addresses']['management']:12} storage {row['storage']:7}"
+            f" {'cut: ' + ', '.join(cut) if cut else 'all links up'}"
+        )
     for key in ("image", "datastore", "operator_home"):
         click.echo(f"{key}: {document[key]}")
 
@@ -75,3 +77,67 @@ def shell(host: str) -> None:
     """A root shell in HOST."""
     words = labs.host(host).enter_command(["/bin/bash", "-l"])
     os.execvp(words[0], words)
+
+
+HOST = click.argument("host")
+NETWORK = click.argument("network", metavar="[management|ft|migration|vm]")
+
+
+@lab.command()
+@HOST
+def crash(host: str) -> None:
+    """Take HOST's power away: silently, nothing gets out of it any more."""
+    faults.crash(host)
+
+
+@lab.command()
+@HOST
+def start(host: str) -> None:
+    """Give a crashed HOST its power back and wait until it answers."""
+    faults.start(host)
+
+
+@lab.command()
+@HOST
+def freeze(host: str) -> None:
+    """Stop every process of HOST where it stands."""
+    faults.freeze(host)
+
+
+@lab.command()
+@HOST
+def thaw(host: str) -> None:
+    """Let a frozen HOST go on."""
+    faults.thaw(host)
+
+
+@lab.command()
+@HOST
+@NETWORK
+def cut(host: str, network: str) -> None:
+    """Cut HOST off one network."""
+    faults.cut(host, network)
+
+
+@lab.command()
+@HOST
+@NETWORK
+def heal(host: str, network: str) -> None:
+    """Connect HOST to that network again."""
+    faults.heal(host, network)
+
+
+@lab.command()
+@HOST
+@click.argument("state", type=click.Choice(["hang", "fail", "ok"]))
+def storage(host: str, state: str) -> None:
+    """Make the datastore hang or fail for HOST alone, or bring it back."""
+    faults.storage(host, state)
+
+
+@lab.command()
+@HOST
+@click.argument("daemon")
+def kill(host: str, daemon: str) -> None:
+    """SIGKILL the main process of DAEMON (a unit such as libvirtd, or qemu:VM) on HOST."""
+    click.echo(f"killed {', '.join(map(str, faults.kill(host, daemon)))}")

@@ -72,8 +72,20 @@ class Host:
             directory.mkdir(parents=True, exist_ok=True)
         (disk / "etc/hostname").write_text(f"{self.name}\n")
         self.write_hosts_file(hosts)
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"root@{self.name}", "-f",
-             str(disk / "etc/ssh/ssh_host_ed25519_key")])
+        run(
+            [
+                "ssh-keygen",
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-C",
+                f"root@{self.name}",
+                "-f",
+                str(disk / "etc/ssh/ssh_host_ed25519_key"),
+            ]
+        )
         (disk / "root/.ssh").chmod(0o700)
         (disk / "root").chmod(0o700)
         (disk / "root/.ssh/authorized_keys").write_text(authorized_key)
@@ -100,8 +112,17 @@ class Host:
         paths = self.paths
         for directory in (paths.upper, paths.work, paths.root):
             directory.mkdir(parents=True, exist_ok=True)
-        run(["mount", "-t", "overlay", names.netns(self.name), "-o",
-             f"lowerdir={image},upperdir={paths.upper},workdir={paths.work}", str(paths.root)])
+        run(
+            [
+                "mount",
+                "-t",
+                "overlay",
+                names.netns(self.name),
+                "-o",
+                f"lowerdir={image},upperdir={paths.upper},workdir={paths.work}",
+                str(paths.root),
+            ]
+        )
         self.cgroup.create(memory_mib)
         environment = {
             "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
@@ -112,16 +133,33 @@ class Host:
         }
         with paths.console.open("ab") as console:
             # Not ours to wait for: it lives until crash() or down, whatever happens to this command.
-            subprocess.Popen(self._nspawn(), stdin=subprocess.DEVNULL, stdout=console, stderr=console,
-                             env=environment, start_new_session=True, preexec_fn=self.cgroup.enter)
+            subprocess.Popen(
+                self._nspawn(),
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=self.cgroup.enter,
+            )
 
     def _nspawn(self) -> list[str]:
         return [
-            "systemd-nspawn", "--quiet", f"--directory={self.paths.root}", "--boot", "--register=no", "--keep-unit",
-            f"--machine={names.netns(self.name)}", f"--hostname={self.name}",
-            f"--network-namespace-path=/run/netns/{names.netns(self.name)}", "--capability=all",
+            "systemd-nspawn",
+            "--quiet",
+            f"--directory={self.paths.root}",
+            "--boot",
+            "--register=no",
+            "--keep-unit",
+            f"--machine={names.netns(self.name)}",
+            f"--hostname={self.name}",
+            f"--network-namespace-path=/run/netns/{names.netns(self.name)}",
+            "--capability=all",
             *(f"--bind={device}" for device in DEVICES if Path(device).exists()),
-            f"--bind={names.DATASTORE}:/.ftlab/datastore", "--resolv-conf=off", "--timezone=off", "--link-journal=no",
+            f"--bind={names.DATASTORE}:/.ftlab/datastore",
+            "--resolv-conf=off",
+            "--timezone=off",
+            "--link-journal=no",
             "--console=read-only",
         ]
 
@@ -131,8 +169,13 @@ class Host:
             wait_for(f"{self.name} to boot", self.ready, BOOT_TIMEOUT_S)
         except FtkvmError:
             lines = self.paths.console.read_text(errors="replace").splitlines()[-12:]
-            raise FtkvmError("FTKVM-722", host=self.name, timeout_s=BOOT_TIMEOUT_S, console=self.paths.console,
-                             detail="\n".join(lines)) from None
+            raise FtkvmError(
+                "FTKVM-722",
+                host=self.name,
+                timeout_s=BOOT_TIMEOUT_S,
+                console=self.paths.console,
+                detail="\n".join(lines),
+            ) from None
 
     def power_off(self) -> None:
         """A silent power loss: the cables first, so that no FIN or RST of dying processes gets out."""
@@ -163,9 +206,25 @@ class Host:
         pid = self.init_pid()
         if pid is None:
             raise FtkvmError("FTKVM-721", host=self.name, state=self.state, wanted="running")
-        return ["nsenter", f"--target={pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup",
-                "--root", "--wd=/", "--", "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
-                f"TERM={os.environ.get('TERM', 'dumb')}", *command]
+        return [
+            "nsenter",
+            f"--target={pid}",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--pid",
+            "--cgroup",
+            "--root",
+            "--wdns=/",
+            "--",
+            "/usr/bin/env",
+            "-i",
+            "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME=/root",
+            f"TERM={os.environ.get('TERM', 'dumb')}",
+            *command,
+        ]
 
     def run(self, command: Sequence[str], timeout_s: float = 30, text_in: str | None = None) -> str:
         """Runs a command in the host and returns its output (FTKVM-709 when it fails)."""

@@ -1,4 +1,7 @@
-"""Builds the hosts' disk image with debootstrap, once per recipe. Mirror, proxy and certificates are the machine's own."""
+"""Builds the hosts' disk image with debootstrap, once per recipe.
+
+Mirror, proxy and certificates are the machine's own.
+"""
 
 import os
 import re
@@ -83,8 +86,14 @@ def _build(done: Path, progress: Progress) -> None:
 
 def _debootstrap(root: Path) -> None:
     mirror = machine_mirror()
-    command = ["debootstrap", "--variant=minbase", f"--include={','.join(recipe.BASE_PACKAGES)}", recipe.SUITE,
-               str(root), *([mirror] if mirror else [])]
+    command = [
+        "debootstrap",
+        "--variant=minbase",
+        f"--include={','.join(recipe.BASE_PACKAGES)}",
+        recipe.SUITE,
+        str(root),
+        *([mirror] if mirror else []),
+    ]
     try:
         run(command, timeout_s=900)
     except FtkvmError as error:
@@ -105,8 +114,10 @@ def _lend_apt_config(root: Path) -> list[Path]:
         if source.exists():
             shutil.copyfile(source, root / name)
     fast = root / "etc/dpkg/dpkg.cfg.d/lent-fast"
-    fast.write_text("force-unsafe-io\npath-exclude=/usr/share/doc/*\npath-exclude=/usr/share/man/*\n"
-                    "path-exclude=/usr/share/locale/*\n")
+    fast.write_text(
+        "force-unsafe-io\npath-exclude=/usr/share/doc/*\npath-exclude=/usr/share/man/*\n"
+        "path-exclude=/usr/share/locale/*\n"
+    )
     policy = root / "usr/sbin/policy-rc.d"
     policy.write_text("#!/bin/sh\nexit 101\n")  # no daemon starts while packages are installed
     policy.chmod(0o755)
@@ -119,12 +130,13 @@ def _install(root: Path) -> None:
     (root / "etc/apt/sources.list.d/backports.list").write_text(f"deb {mirror} {recipe.SUITE}-backports main\n")
     env = dict(os.environ, DEBIAN_FRONTEND="noninteractive", LC_ALL="C.UTF-8", HOME="/root")
     install = "apt-get install -qq -y --no-install-recommends"
-    kernel = (f"$(apt-cache depends {recipe.KERNEL_PACKAGE} | "
-              "awk '/Depends: linux-image-/{print $2; exit}')")
-    script = (f"apt-get update -qq; {install} {' '.join(recipe.VIRT_PACKAGES)}; "
-              f"{install} -t {recipe.SUITE}-backports {' '.join(recipe.BACKPORTS_PACKAGES)}; "
-              f"cd /tmp; apt-get download -qq {kernel}; dpkg -x linux-image-*.deb /; rm linux-image-*.deb; "
-              "apt-get clean; rm -rf /var/lib/apt/lists/*")
+    kernel = f"$(apt-cache depends {recipe.KERNEL_PACKAGE} | awk '/Depends: linux-image-/{{print $2; exit}}')"
+    script = (
+        f"apt-get update -qq; {install} {' '.join(recipe.VIRT_PACKAGES)}; "
+        f"{install} -t {recipe.SUITE}-backports {' '.join(recipe.BACKPORTS_PACKAGES)}; "
+        f"cd /tmp; apt-get download -qq {kernel}; dpkg -x linux-image-*.deb /; rm linux-image-*.deb; "
+        "apt-get clean; rm -rf /var/lib/apt/lists/*"
+    )
     try:
         run(["chroot", str(root), *_SH, script], timeout_s=1200, env=env)
     except FtkvmError as error:

@@ -134,11 +134,22 @@ def status() -> dict[str, object]:
     rows: list[dict[str, object]] = []
     for each in hosts():
         links = {n: "up" if network.port_up(each.name, n) else "cut" for n in names.NETWORKS}
-        rows.append({"name": each.name, "state": each.state, "addresses":
-                     {n: names.host_address(each.name, n) for n in names.HOST_NETWORKS}, "links": links,
-                     "storage": storage_state(each)})
-    return {"image": there.image, "memory_mib": there.memory_mib, "datastore": str(names.DATASTORE),
-            "operator_home": str(names.OPERATOR), "hosts": rows}
+        rows.append(
+            {
+                "name": each.name,
+                "state": each.state,
+                "addresses": {n: names.host_address(each.name, n) for n in names.HOST_NETWORKS},
+                "links": links,
+                "storage": storage_state(each),
+            }
+        )
+    return {
+        "image": there.image,
+        "memory_mib": there.memory_mib,
+        "datastore": str(names.DATASTORE),
+        "operator_home": str(names.OPERATOR),
+        "hosts": rows,
+    }
 
 
 def storage_state(each: Host) -> str:

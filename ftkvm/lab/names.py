@@ -76,6 +76,12 @@ def client_address(network: str) -> str:
     return f"{NETWORKS[network].prefix}.{CLIENT_NUMBER}"
 
 
+def mac(end: str, network: str) -> str:
+    """The NIC's address. Fixed, as hardware's is: after a power cycle the others' ARP caches are still right."""
+    last = CLIENT_NUMBER if end == "client" else 10 + number(end)
+    return f"02:77:00:00:{list(NETWORKS).index(network):02x}:{last:02x}"
+
+
 def netns(host: str) -> str:
     """The host's network name space, also the name of its container and control group."""
     return f"{PREFIX}{host}"

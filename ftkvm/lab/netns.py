@@ -41,8 +41,9 @@ def inside(namespace: str | None) -> Iterator[None]:
         os.close(home)
 
 
-def make_socket(namespace: str | None, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM,
-                protocol: int = 0) -> socket.socket:
+def make_socket(
+    namespace: str | None, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0
+) -> socket.socket:
     """A socket that lives in the name space; close it as any other."""
     with inside(namespace):
         return socket.socket(family, kind, protocol)

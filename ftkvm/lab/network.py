@@ -31,15 +31,28 @@ def make_switches() -> None:
         return
     _fresh(names.SWITCH_NS)
     for network in names.NETWORKS.values():
-        _ip(names.SWITCH_NS, "link", "add", network.bridge, "type", "bridge", "stp_state", "0", "forward_delay", "0",
-            "mcast_snooping", "0")
+        _ip(
+            names.SWITCH_NS,
+            "link",
+            "add",
+            network.bridge,
+            "type",
+            "bridge",
+            "stp_state",
+            "0",
+            "forward_delay",
+            "0",
+            "mcast_snooping",
+            "0",
+        )
         _ip(names.SWITCH_NS, "link", "set", network.bridge, "up")
 
 
 def _plug(end: str, network: str, namespace: str) -> None:
     net = names.NETWORKS[network]
     port = names.port(end, network)
-    _ip(names.SWITCH_NS, "link", "add", port, "type", "veth", "peer", "name", net.nic, "netns", namespace)
+    nic = ("name", net.nic, "address", names.mac(end, network), "netns", namespace)
+    _ip(names.SWITCH_NS, "link", "add", port, "type", "veth", "peer", *nic)
     _ip(names.SWITCH_NS, "link", "set", port, "master", net.bridge, "up")
     _ip(namespace, "link", "set", net.nic, "up")
 
@@ -65,8 +78,20 @@ def make_host(host: str) -> None:
     for network in names.HOST_NETWORKS:
         _ip(namespace, "addr", "add", f"{names.host_address(host, network)}/24", "dev", names.NETWORKS[network].nic)
     bridge = names.VM_BRIDGE
-    _ip(namespace, "link", "add", bridge, "type", "bridge", "stp_state", "0", "forward_delay", "0",
-        "mcast_snooping", "0")
+    _ip(
+        namespace,
+        "link",
+        "add",
+        bridge,
+        "type",
+        "bridge",
+        "stp_state",
+        "0",
+        "forward_delay",
+        "0",
+        "mcast_snooping",
+        "0",
+    )
     nic = names.NETWORKS["vm"].nic
     # The host itself keeps silent on the VM network: no address, no router solicitation.
     for quiet in (bridge, nic):
@@ -102,4 +127,5 @@ def port_up(host: str, network: str) -> bool:
     if not port_exists(host, network):
         return False
     return "UP" in run(["ip", "-n", names.SWITCH_NS, "link", "show", names.port(host, network)]).split("<")[1].split(
-        ">")[0].split(",")
+        ">"
+    )[0].split(",")

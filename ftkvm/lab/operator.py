@@ -18,8 +18,10 @@ def prepare_key() -> str:
     KEY.parent.chmod(0o700)
     if not KEY.exists():
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "operator@ftkvm-lab", "-f", str(KEY)])
-    SSH_CONFIG.write_text(f"Host *\n  User root\n  IdentityFile {KEY}\n  UserKnownHostsFile {KNOWN_HOSTS}\n"
-                          "  StrictHostKeyChecking yes\n  ConnectTimeout 5\n")
+    SSH_CONFIG.write_text(
+        f"Host *\n  User root\n  IdentityFile {KEY}\n  UserKnownHostsFile {KNOWN_HOSTS}\n"
+        "  StrictHostKeyChecking yes\n  ConnectTimeout 5\n"
+    )
     return KEY.with_suffix(".pub").read_text()
 
 

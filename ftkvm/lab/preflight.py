@@ -10,9 +10,17 @@ from ftkvm.lab.system import cgroup2_root, succeeds
 
 COMMANDS = {
     # command: the Debian package that has it
-    "systemd-nspawn": "systemd-container", "ip": "iproute2", "bridge": "iproute2", "nsenter": "util-linux",
-    "mount": "mount", "ssh": "openssh-client", "ssh-keygen": "openssh-client", "qemu-img": "qemu-utils",
-    "gcc": "gcc", "xz": "xz-utils", "tcpdump": "tcpdump",
+    "systemd-nspawn": "systemd-container",
+    "ip": "iproute2",
+    "bridge": "iproute2",
+    "nsenter": "util-linux",
+    "mount": "mount",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "qemu-img": "qemu-utils",
+    "gcc": "gcc",
+    "xz": "xz-utils",
+    "tcpdump": "tcpdump",
 }
 BUILD_COMMANDS = {"debootstrap": "debootstrap", "chroot": "coreutils"}
 IMAGE_MIB = 3000

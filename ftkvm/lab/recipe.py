@@ -7,14 +7,41 @@ SUITE = "trixie"
 QEMU_MINIMUM = (11, 1)
 
 BASE_PACKAGES = (
-    "ca-certificates", "dbus", "iproute2", "iputils-ping", "kmod", "nftables", "openssh-server", "procps",
-    "systemd-sysv", "tcpdump", "udev", "bindfs", "fuse3", "strace", "gdb-minimal", "socat",
+    "ca-certificates",
+    "dbus",
+    "iproute2",
+    "iputils-ping",
+    "kmod",
+    "nftables",
+    "openssh-server",
+    "procps",
+    "systemd-sysv",
+    "tcpdump",
+    "udev",
+    "bindfs",
+    "fuse3",
+    "strace",
+    "gdb-minimal",
+    "socat",
 )
 VIRT_PACKAGES = (
-    "libvirt-daemon-system", "libvirt-daemon-driver-qemu", "libvirt-clients", "systemd-container",
-    "python3", "python3-libvirt", "python3-fastapi", "python3-uvicorn", "python3-httpx", "python3-pydantic",
-    "python3-rich", "python3-click", "python3-cryptography", "python3-psutil", "python3-pyroute2",
-    "python3-nftables", "python3-prometheus-client",
+    "libvirt-daemon-system",
+    "libvirt-daemon-driver-qemu",
+    "libvirt-clients",
+    "systemd-container",
+    "python3",
+    "python3-libvirt",
+    "python3-fastapi",
+    "python3-uvicorn",
+    "python3-httpx",
+    "python3-pydantic",
+    "python3-rich",
+    "python3-click",
+    "python3-cryptography",
+    "python3-psutil",
+    "python3-pyroute2",
+    "python3-nftables",
+    "python3-prometheus-client",
 )
 BACKPORTS_PACKAGES = ("qemu-system-x86", "qemu-utils", "python3-qemu-qmp")
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
@@ -22,13 +49,33 @@ KERNEL_PACKAGE = "linux-image-cloud-amd64"
 
 DISABLED_UNITS = (
     # what needs hardware, the outside world, or only costs time in a container
-    "systemd-udevd.service", "systemd-udev-trigger.service", "systemd-udevd-kernel.socket",
-    "systemd-udevd-control.socket", "systemd-logind.service", "systemd-networkd.service", "systemd-resolved.service",
-    "systemd-timesyncd.service", "systemd-pstore.service", "systemd-sysctl.service", "ldconfig.service",
-    "systemd-journal-catalog-update.service", "systemd-update-done.service", "proc-sys-fs-binfmt_misc.automount",
-    "systemd-importd.socket", "systemd-sysext.socket", "networking.service", "console-getty.service",
-    "getty@tty1.service", "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer",
-    "logrotate.timer", "e2scrub_all.timer", "systemd-tmpfiles-clean.timer", "libvirt-guests.service",
+    "systemd-udevd.service",
+    "systemd-udev-trigger.service",
+    "systemd-udevd-kernel.socket",
+    "systemd-udevd-control.socket",
+    "systemd-logind.service",
+    "systemd-networkd.service",
+    "systemd-resolved.service",
+    "systemd-timesyncd.service",
+    "systemd-pstore.service",
+    "systemd-sysctl.service",
+    "ldconfig.service",
+    "systemd-journal-catalog-update.service",
+    "systemd-update-done.service",
+    "proc-sys-fs-binfmt_misc.automount",
+    "systemd-importd.socket",
+    "systemd-sysext.socket",
+    "networking.service",
+    "console-getty.service",
+    "getty@tty1.service",
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "fstrim.timer",
+    "logrotate.timer",
+    "e2scrub_all.timer",
+    "systemd-tmpfiles-clean.timer",
+    "libvirt-guests.service",
 )
 
 FILES: dict[str, str] = {
@@ -42,7 +89,8 @@ Before=libvirtd.service
 [Service]
 Type=simple
 ExecStartPre=-/bin/umount -l /srv/ftkvm
-ExecStart=/usr/bin/bindfs -f --multithreaded --forward-odirect=4096 -o attr_timeout=0,entry_timeout=0,negative_timeout=0,ac_attr_timeout=0 /.ftlab/datastore /srv/ftkvm
+ExecStart=/usr/bin/bindfs -f --multithreaded --forward-odirect=4096 \\
+  -o attr_timeout=0,entry_timeout=0,negative_timeout=0,ac_attr_timeout=0 /.ftlab/datastore /srv/ftkvm
 ExecStartPost=/bin/sh -c 'for i in $(seq 100); do mountpoint -q /srv/ftkvm && exit 0; sleep 0.05; done; exit 1'
 KillMode=mixed
 TimeoutStopSec=2
@@ -69,6 +117,15 @@ host_uuid_source = "machine-id"
 
 def recipe_hash() -> str:
     """Twelve hex digits over everything above."""
-    recipe = [SUITE, BASE_PACKAGES, VIRT_PACKAGES, BACKPORTS_PACKAGES, KERNEL_PACKAGE, DISABLED_UNITS, FILES,
-              LIBVIRT_QEMU_CONF, LIBVIRTD_CONF]
+    recipe = [
+        SUITE,
+        BASE_PACKAGES,
+        VIRT_PACKAGES,
+        BACKPORTS_PACKAGES,
+        KERNEL_PACKAGE,
+        DISABLED_UNITS,
+        FILES,
+        LIBVIRT_QEMU_CONF,
+        LIBVIRTD_CONF,
+    ]
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]

@@ -11,12 +11,21 @@ from pathlib import Path
 from ftkvm.catalogue import FtkvmError
 
 
-def run(command: Sequence[str], timeout_s: float = 60, text_in: str | None = None,
-        env: dict[str, str] | None = None) -> str:
+def run(
+    command: Sequence[str], timeout_s: float = 60, text_in: str | None = None, env: dict[str, str] | None = None
+) -> str:
     """Runs a command and returns its standard output; FTKVM-709 with its last words if it fails or takes too long."""
     try:
-        done = subprocess.run(command, input=text_in, capture_output=True, text=True, timeout=timeout_s, env=env,
-                              stdin=subprocess.DEVNULL if text_in is None else None, check=False)
+        done = subprocess.run(
+            command,
+            input=text_in,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env=env,
+            stdin=subprocess.DEVNULL if text_in is None else None,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         raise FtkvmError("FTKVM-709", command=" ".join(command), detail=f"no end after {timeout_s:.0f} s") from None
     if done.returncode:
@@ -58,12 +67,14 @@ def exclusive(lock: Path, what: str) -> Iterator[None]:
     """Holds a lock file for the time of a change; FTKVM-711 if another command has it for a minute."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as handle:
+
         def taken() -> bool:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
             return True
+
         try:
             wait_for(what, taken, 60)
         except FtkvmError:

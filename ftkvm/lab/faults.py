@@ -1,0 +1,136 @@
+"""The ways to break the lab. Each checks that the fault makes sense first, and returns once it has taken hold."""
+
+import os
+import signal
+from pathlib import Path
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.lab import lab, names, network
+from ftkvm.lab.host import Host
+from ftkvm.lab.system import exclusive, wait_for
+
+
+def _require(host: Host, *states: str) -> None:
+    state = host.state
+    if state not in states:
+        raise FtkvmError("FTKVM-721", host=host.name, state=state, wanted=" or ".join(states))
+
+
+def crash(name: str) -> None:
+    """Power loss: no FIN or RST gets out, every process is gone, memory and links too; the disk stays."""
+    host = lab.host(name)
+    if not host.running:
+        raise FtkvmError("FTKVM-721", host=name, state="off", wanted="running")
+    host.power_off()
+
+
+def start(name: str) -> None:
+    """Power on after a crash; returns when the host answers."""
+    with exclusive(names.LOCK, "the lab's lock"):
+        host = lab.host(name)
+        there = lab.record()
+        host.boot(names.IMAGES / there.image, there.memory_mib)
+        host.wait_ready()
+
+
+def freeze(name: str) -> None:
+    """Stops every process of the host at once; its kernel still answers pings, its clocks run on."""
+    host = lab.host(name)
+    _require(host, "running", "booting")
+    host.cgroup.freeze(True)
+
+
+def thaw(name: str) -> None:
+    host = lab.host(name)
+    _require(host, "frozen")
+    host.cgroup.freeze(False)
+
+
+def cut(name: str, network_name: str) -> None:
+    """Pulls the host's cable out of one network's switch (again: no harm)."""
+    _set_link(name, network_name, up=False)
+
+
+def heal(name: str, network_name: str) -> None:
+    """Plugs the cable in again."""
+    _set_link(name, network_name, up=True)
+
+
+def _set_link(name: str, network_name: str, up: bool) -> None:
+    host = lab.host(name)
+    if network_name not in names.NETWORKS:
+        raise FtkvmError("FTKVM-707", what=network_name, kind="network", known=", ".join(names.NETWORKS))
+    if not host.running:
+        raise FtkvmError("FTKVM-721", host=name, state="off", wanted="running")
+    network.set_port(name, network_name, up)
+
+
+def storage(name: str, wanted: str) -> None:
+    """``hang``: every access blocks. ``fail``: every access is an error (not connected). ``ok``: back again."""
+    host = lab.host(name)
+    _require(host, "running", "frozen", "booting")
+    state = lab.storage_state(host)
+    if wanted == "ok":
+        _mend_storage(host, state)
+        return
+    if state == "failed" or state == {"hang": "hung"}.get(wanted):
+        raise FtkvmError("FTKVM-724", host=name, state=state, wanted="ok")
+    number = signal.SIGSTOP if wanted == "hang" else signal.SIGKILL
+    for pid in host.unit_pids(names.DATASTORE_UNIT):
+        os.kill(pid, number)
+    reached = "hung" if wanted == "hang" else "failed"
+    wait_for(f"the datastore of {name} to be {reached}", lambda: lab.storage_state(host) == reached, 5, 0.005)
+
+
+def _mend_storage(host: Host, state: str) -> None:
+    if state == "hung":
+        for pid in host.unit_pids(names.DATASTORE_UNIT):
+            os.kill(pid, signal.SIGCONT)
+    elif state == "failed":
+        _require(host, "running", "booting")
+        host.run(["systemctl", "restart", names.DATASTORE_UNIT])
+    wait_for(f"the datastore of {host.name}", lambda: lab.storage_state(host) == "ok", 5, 0.01)
+
+
+def kill(name: str, daemon: str) -> list[int]:
+    """SIGKILL to the main process of a unit (``libvirtd``, ``ftkvm-agent`` …), or with ``qemu:VM`` to a VM's QEMU.
+
+    Returns the process ids, numbered as on this machine.
+    """
+    host = lab.host(name)
+    _require(host, "running")
+    pids = qemu_pids(host, daemon.removeprefix("qemu:")) if daemon.startswith("qemu:") else _main_pid(host, daemon)
+    if not pids:
+        running = host.run(["systemctl", "list-units", "--type=service", "--state=running", "--plain", "--no-legend"])
+        known = ", ".join(line.split()[0].removesuffix(".service") for line in running.splitlines())
+        raise FtkvmError("FTKVM-725", daemon=daemon, host=name, known=known)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def qemu_pids(host: Host, vm: str) -> list[int]:
+    """QEMU processes of a VM on a host, looked for from outside (works on a frozen host)."""
+    found = []
+    for pid in host.cgroup.pids():
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(word == b"guest=" + vm.encode() or word.startswith(b"guest=" + vm.encode() + b",") for word in words):
+            found.append(pid)
+    return found
+
+
+def _main_pid(host: Host, daemon: str) -> list[int]:
+    unit = daemon if "." in daemon else f"{daemon}.service"
+    inner = host.run(["systemctl", "show", "--property=MainPID", "--value", "--", unit]).strip()
+    for pid in host.unit_pids(unit):
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue
+        numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
+        if numbers[-1] == inner:
+            return [pid]
+    return []
