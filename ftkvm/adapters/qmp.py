@@ -53,7 +53,8 @@ class _Loop:
     def get(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
+                self._loop = asyncio.SelectorEventLoop()  # uvicorn makes uvloop the default, which hides the socket
+                # that file descriptors are passed over
                 threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True).start()
             return self._loop
 
