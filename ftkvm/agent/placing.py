@@ -20,7 +20,7 @@ from .local_vm import LocalVm
 
 log = logging.getLogger(__name__)
 
-ASK_TIMEOUT_S = 2.0
+ASK_TIMEOUT_S = 1.0
 
 
 def hosts_facts(ctx: AgentContext) -> list[HostFacts]:
@@ -36,7 +36,7 @@ def hosts_facts(ctx: AgentContext) -> list[HostFacts]:
 
 def _facts(name: str, future: "Future[dict[str, Any]]") -> HostFacts:
     try:
-        said = future.result(ASK_TIMEOUT_S + 1.5)
+        said = future.result(ASK_TIMEOUT_S)
     except (FtkvmError, FutureTimeout) as error:
         log.info("facts of %s: %s", name, error)
         return HostFacts(name, False, DatastoreState.UNKNOWN, "", "", "", 0)
