@@ -160,7 +160,10 @@ class Observation:
     #: None: not in COLO.
     checkpoint_age_ms: int | None = None
     interval_ms: int = 500  # checkpoint interval now in force; the secondary's agent uses the largest allowed
-    replication_error: bool = False  # QUORUM_REPORT_BAD was seen in this epoch
+    #: In this epoch the secondary's disk may have missed a write. On the primary: QUORUM_REPORT_BAD for the replication
+    #: node. On the secondary: its mount failed (an errno; a hang loses nothing) while it was the secondary. Sticky.
+    replication_error: bool = False
+    own_disk_error: bool = False  # on the primary: QUORUM_REPORT_BAD for its own overlay; the secondary has that write
     hold_alive: bool = True  # the hold proxy of this QEMU runs (primary only)
     peer: PeerEvidence = field(default_factory=PeerEvidence)
     datastore: DatastoreState = DatastoreState.UNKNOWN

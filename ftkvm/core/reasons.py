@@ -81,7 +81,7 @@ MEANINGS: dict[Reason, str] = {
     Reason.DATASTORE_LOST_HERE: "The datastore does not answer here but does for the peer: the peer is let win.",
     Reason.STALE_RECORD: "This QEMU is newer than the pair record read last: read again.",
     Reason.NOT_LOADED: "The secondary has no complete checkpoint: it holds no state that could go live.",
-    Reason.OWN_COPY_BAD: "The secondary's own disk lost writes: this copy must never go live.",
+    Reason.OWN_COPY_BAD: "This copy's own disk may have missed writes: the other one has to go on, never this.",
     Reason.OWN_QEMU_GONE: "This host's QEMU is gone; the other side has to go on.",
     Reason.OWN_QEMU_HUNG: "This host's QEMU does not answer; it cannot be the one that goes live.",
     Reason.SHUTDOWN_GRACE: "COLO ended; for a moment it may still turn out that the guest powered itself off.",
