@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -54,6 +55,7 @@ class LocalVm:
         self._monitor: Monitor | None = None
         self._shape: Shape | None = None
         self._pid: int | None = None
+        self._connecting = threading.Lock()
 
     # -- the process ---------------------------------------------------------------------------------------
 
@@ -102,13 +104,17 @@ class LocalVm:
 
         :raises MonitorGone, MonitorTimeout: no QEMU, or it does not answer
         """
-        if self._monitor is not None and not self._monitor.closed:
+        with self._connecting:  # QEMU serves one client per monitor: a second connection would hang
+            if self._monitor is not None and not self._monitor.closed:
+                return self._monitor
+            directory = self.directory()
+            path = monitors.socket_path(directory, "ft")
+            if create:
+                monitors.ensure_monitors(self.domains, self.uuid, directory)
+            elif not Path(path).exists():
+                raise MonitorGone(f"{path}: no such monitor")
+            self._monitor = Monitor.connect(path, self._on_event, self._on_closed, 2.0)
             return self._monitor
-        directory = self.directory()
-        if create:
-            monitors.ensure_monitors(self.domains, self.uuid, directory)
-        self._monitor = Monitor.connect(monitors.socket_path(directory, "ft"), self._on_event, self._on_closed, 2.0)
-        return self._monitor
 
     def drop_monitor(self) -> None:
         """Forget the connection; the next use opens a new one."""

@@ -105,7 +105,8 @@ class Agent:
             if isinstance(message, End):
                 log.info("ending: %s; VMs and pairs go on", message.reason)
                 return
-            log.info("domain %s: %s (%d)", message.uuid or "-", message.event, message.detail)
+            level = logging.DEBUG if message.event in ("suspended", "resumed") else logging.INFO  # each checkpoint
+            log.log(level, "domain %s: %s (%d)", message.uuid or "-", message.event, message.detail)
 
     def stop(self) -> None:
         """Stop the parts; nothing that runs for a VM is touched."""

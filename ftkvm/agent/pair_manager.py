@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 SCAN_S = 2.0
 RETRY_FIRST_S = 1.0
-RETRY_MAX_S = 15.0
+RETRY_MAX_S = 5.0
 
 
 class PairManager:

@@ -170,7 +170,11 @@ class PairWorker:
             self._datastore_ok_since = time.monotonic()
 
     def turn(self) -> None:
-        """One round: observe, decide, act."""
+        """One round: observe, decide, act. While an operation of ours changes this pair, its own plan decides."""
+        if self._operating():
+            if self._evidence is not None and self._evidence.verdict == "silent":
+                self.cancel_operation.set()
+            return
         observation = self.observe()
         self._say_gone(observation)
         decision = decide(observation, self.settings)
@@ -188,6 +192,8 @@ class PairWorker:
         qemu = view.state
         if self._guest_shut_down:
             qemu = QemuState.SHUT_DOWN
+        if qemu is QemuState.SECONDARY_LOADING:
+            self.poller.refresh(1.0)  # else a journal written a moment ago would be missed, and the copy ended
         records = self.poller.snapshot()
         winner = records.winner
         if self._arbitrated is not None and records.pair is not None and self._arbitrated[0] == records.pair.epoch:

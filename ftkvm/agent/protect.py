@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MIRROR_TIMEOUT_S = 120.0
 COPY_TIMEOUT_S = 120.0
 LOCKSTEP_TIMEOUT_S = 20.0
+PEER_CHECK_S = 1.5
 FAULT_POINT = "stop-after-step"
 Progress = Callable[[int, int, str], None]
 
@@ -284,7 +285,11 @@ class Protect:
 
     def _await(self, what: str, done: Callable[[], bool], timeout_s: float, interval_s: float = 0.02) -> None:
         deadline = time.monotonic() + timeout_s
+        ask_at = time.monotonic() + PEER_CHECK_S
         while not done():
+            if time.monotonic() > ask_at:  # a host that died silently would hold the plan until its time-out
+                self.ctx.peers.call(self.secondary, "GET", f"/v1/peer/pairs/{self.vm.uuid}", timeout_s=PEER_CHECK_S)
+                ask_at = time.monotonic() + PEER_CHECK_S
             if self.cancelled():
                 raise FtkvmError("FTKVM-510", vm=self.vm.name, step=what)
             if time.monotonic() > deadline:

@@ -1,13 +1,15 @@
 """What the cluster can be asked through any agent: finds where a VM runs, and hands the work to the agent there."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ftkvm.agent import ft_checks
+from ftkvm.agent.cluster import commit_config
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.gather import Answers, gather
 from ftkvm.agent.operations import Operations
+from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import Pairs, VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
 from ftkvm.ports import DatastoreError, Json
@@ -87,6 +89,28 @@ class Service:
             vms.append({**self._vm_entry(record, places), "pair": said[0] if said else None})
         silent = {host: error.to_json() for host, error in places.silent.items()}
         return {"cluster": self._ctx.cluster.current().cluster, "vms": vms, "silent_hosts": silent}
+
+    def remove_host(self, name: str, *, dead: bool) -> Json:
+        """Take a host out of the configuration.
+
+        safety: a host that does not answer may still run VMs; only the operator's word (``dead``) lets it go, and from
+        then on its VMs may be started elsewhere.
+
+        :raises FtkvmError: FTKVM-201, FTKVM-202 it does not answer, FTKVM-214 it runs VMs
+        """
+        self._ctx.cluster.host(name)
+        answer = gather(self._ctx, "/v1/local/vms", hosts=[name])[name]
+        if isinstance(answer, FtkvmError) and not dead:
+            raise answer
+        if not isinstance(answer, FtkvmError) and answer["vms"]:
+            raise FtkvmError("FTKVM-214", host=name, vms=", ".join(str(vm["name"]) for vm in answer["vms"]))
+        config = self._ctx.cluster.current(fresh=True)
+        hosts = {key: entry for key, entry in config.hosts.items() if key != name}
+        changed = replace(config, version=config.version + 1, hosts=hosts)
+        if not bounded(self._ctx, lambda: commit_config(self._ctx.datastore, changed), "configuration"):
+            raise FtkvmError("FTKVM-606")
+        self._ctx.cluster.current(fresh=True)
+        return {"host": name, "version": changed.version}
 
     # VMs
 
