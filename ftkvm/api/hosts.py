@@ -1,10 +1,17 @@
 """Hosts: health of this one, list of all; operations."""
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 
 from ftkvm.agent.health import Health
 from ftkvm.agent.service import Service
 from ftkvm.ports import Json
+
+
+class RemoveRequest(BaseModel):
+    """``dead``: the host does not answer, and the operator has made sure that it is off."""
+
+    dead: bool = False
 
 
 def router(service: Service, health: Health) -> APIRouter:
@@ -20,6 +27,11 @@ def router(service: Service, health: Health) -> APIRouter:
     def get_hosts() -> Json:
         """All hosts of the cluster, with their health or why they do not answer."""
         return {"hosts": service.hosts()}
+
+    @routes.post("/hosts/{name}/remove")
+    def remove_host(name: str, request: RemoveRequest) -> Json:
+        """Take a host that runs no VMs out of the configuration."""
+        return service.remove_host(name, dead=request.dead)
 
     @routes.get("/operations/{operation}")
     def get_operation(operation: str) -> Json:

@@ -1,0 +1,65 @@
+"""``python3 -m ftkvm.agent.join``: enter a host into the cluster's configuration on the datastore.
+
+Run on the host by hostprep, with a JSON document on standard input: ``{"cluster", "id", "datastore", "host": {"name",
+…}, "first": bool, "settings": {}}``. ``first`` allows making a new cluster on the datastore. Idempotent.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from ftkvm.adapters.datastore import DirectoryDatastore
+from ftkvm.agent.cluster import commit_config, latest_config
+from ftkvm.catalogue import FtkvmError
+from ftkvm.config import ClusterConfig, HostEntry
+from ftkvm.ports import Datastore, Json
+
+ID_SETTING = "cluster.id"
+_ATTEMPTS = 20
+
+
+def join(datastore: Datastore, wish: Json) -> ClusterConfig:
+    """Enter the host, unless it is there already; the configuration it is in is returned.
+
+    :raises FtkvmError: FTKVM-609 another cluster's datastore, FTKVM-219 the name has another address, FTKVM-606
+    """
+    name = str(wish["host"]["name"])
+    entry = HostEntry.from_json(name, wish["host"])
+    for _attempt in range(_ATTEMPTS):
+        config = latest_config(datastore)
+        if config is None:
+            if not wish["first"]:
+                raise FtkvmError("FTKVM-610", host=name, path=wish["datastore"], cluster=wish["cluster"])
+            settings = {**wish.get("settings", {}), ID_SETTING: wish["id"]}
+            config = ClusterConfig(0, str(wish["cluster"]), {}, settings)
+        if config.settings.get(ID_SETTING) != wish["id"]:
+            raise FtkvmError("FTKVM-609", path=wish["datastore"], cluster=config.cluster)
+        there = config.hosts.get(name)
+        if there == entry:
+            return config
+        if there is not None:
+            raise FtkvmError("FTKVM-219", host=name, there=there.management, given=entry.management)
+        config = replace(config, version=config.version + 1, hosts={**config.hosts, name: entry})
+        if commit_config(datastore, config):
+            return config
+    raise FtkvmError("FTKVM-606")
+
+
+def main() -> int:
+    """Read the wish, join, print the version; a failure is printed as one line on standard error."""
+    wish = json.load(sys.stdin)
+    datastore = DirectoryDatastore(Path(wish["datastore"]), str(wish["host"]["name"]))
+    try:
+        if wish["first"]:
+            datastore.initialise()
+        config = join(datastore, wish)
+    except FtkvmError as error:
+        print(json.dumps({"error": error.to_json()}), file=sys.stderr)
+        return 1
+    print(json.dumps({"version": config.version}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

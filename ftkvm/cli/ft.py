@@ -1,0 +1,126 @@
+"""``ftkvm enable``, ``turn-off``, ``status``."""
+
+import time
+from typing import Any
+from urllib.parse import quote
+
+import click
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.cli.client import AgentClient
+from ftkvm.cli.output import Reporter, make_table, output_option
+from ftkvm.ports import Json
+
+_COLUMNS = ("VM", "RUNS", "HOST", "FT", "SECONDARY", "EPOCH", "CHECKPOINT", "LOG MBIT/S", "LAST FAILOVER")
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--secondary", metavar="HOST", help="Host of the second copy; otherwise the best that can.")
+@output_option
+def enable(vm: str, secondary: str | None, output: str) -> None:
+    """Turn fault tolerance on for the running VM, and return when it is protected."""
+    reporter = Reporter(output)
+    client = AgentClient()
+    operation = client.call("POST", f"/v1/vms/{quote(vm)}/ft/enable", {"secondary": secondary}, 40.0)
+    done = client.wait(operation, reporter)
+    pair = _pair(client, vm)
+    took = round((done["ended_at"] or time.time()) - done["started_at"], 2)
+    text = f"VM {done['vm']}: {pair.get('shown_as', 'enabled')}; secondary on {pair.get('secondary_host')} ({took} s)."
+    reporter.result({**done, "pair": pair}, text)
+
+
+@click.command(name="turn-off")
+@click.argument("vm")
+@output_option
+def turn_off(vm: str, output: str) -> None:
+    """Turn fault tolerance off: the second copy goes, the disks are merged back, the VM runs on."""
+    reporter = Reporter(output)
+    client = AgentClient()
+    done = client.wait(client.call("POST", f"/v1/vms/{quote(vm)}/ft/turn-off", {}, 30.0), reporter)
+    reporter.result(done, f"VM {done['vm']}: FT is off.")
+
+
+@click.command()
+@click.argument("vm", required=False)
+@click.option("--watch", is_flag=True, help="Go on showing it, every second, until interrupted.")
+@output_option
+def status(vm: str | None, watch: bool, output: str) -> None:
+    """Show the VMs with the state of their pairs: all, or one."""
+    reporter = Reporter(output)
+    client = AgentClient()
+    path = "/v1/status" + (f"?vm={quote(vm)}" if vm else "")
+    if not watch:
+        _show_once(reporter, client.call("GET", path))
+    elif reporter.json:
+        while True:
+            reporter.document(client.call("GET", path))
+            time.sleep(1.0)
+    else:
+        _watch(reporter, client, path)
+
+
+def _show_once(reporter: Reporter, document: Json) -> None:
+    if reporter.json:
+        reporter.document(document)
+    else:
+        reporter.out.print(_render(document))
+
+
+def _watch(reporter: Reporter, client: AgentClient, path: str) -> None:
+    with Live(console=reporter.out, auto_refresh=False, screen=reporter.out.is_terminal) as live:
+        while True:
+            try:
+                live.update(_render(client.call("GET", path, timeout_s=5.0)), refresh=True)
+            except FtkvmError as error:
+                live.update(Text(str(error), style="red"), refresh=True)
+            time.sleep(1.0)
+
+
+def _pair(client: AgentClient, vm: str) -> dict[str, Any]:
+    found = client.call("GET", f"/v1/status?vm={quote(vm)}")["vms"]
+    return dict(found[0]["pair"] or {}) if found else {}
+
+
+def _render(document: Json) -> Group:
+    vms = document["vms"]
+    parts: list[Any] = [make_table(_COLUMNS, [_row(entry) for entry in vms]) if vms else Text("No VM is registered.")]
+    for entry in vms:
+        pair = entry["pair"] or {}
+        if pair.get("cause"):
+            parts.append(Text(f"{entry['name']}: {pair['cause']}", style="yellow"))
+    for error in document["silent_hosts"].values():
+        parts.append(Text(f"{error['code']} {error['text']}", style="red"))
+    return Group(*parts)
+
+
+def _row(entry: Json) -> tuple[object, ...]:
+    pair = entry["pair"]
+    if pair is None:
+        ft = "off" if not entry["ft"] else "on, no copy answers"
+        return (entry["name"], entry["state"], entry["host"], ft, None, None, None, None, None)
+    failover = pair.get("last_failover")
+    interval = pair.get("checkpoint_interval_ms")
+    return (
+        entry["name"],
+        entry["state"],
+        entry["host"],
+        pair.get("shown_as") or pair.get("state"),
+        pair.get("secondary_host"),
+        pair.get("epoch") or None,
+        f"{interval} ms" if interval else None,
+        pair.get("log_bandwidth_mbit_s"),
+        _failover(failover),
+    )
+
+
+def _failover(failover: object) -> str | None:
+    if not isinstance(failover, dict) or not failover:
+        return None
+    at = failover.get("at")
+    when = time.strftime("%H:%M:%S", time.localtime(float(at))) if isinstance(at, int | float) else ""
+    times = [f"{key[:-3]} {value} ms" for key, value in failover.items() if key.endswith("_ms") and value is not None]
+    return " ".join([when, ", ".join(times)]).strip() or None

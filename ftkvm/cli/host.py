@@ -1,0 +1,86 @@
+"""``ftkvm host``."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.cli.client import AgentClient
+from ftkvm.cli.names import require_name
+from ftkvm.cli.output import Reporter, output_option
+from ftkvm.home import Home
+
+
+@click.group()
+def host() -> None:
+    """The cluster's hosts."""
+
+
+@host.command()
+@click.argument("name")
+@click.option("--address", help="Where SSH reaches the host, if not at its name.")
+@click.option("--ssh-user", default="root", show_default=True)
+@click.option(
+    "--ssh-key", type=click.Path(path_type=Path), help="Private key; otherwise the agent's and ~/.ssh's are tried."
+)
+@click.option("--ssh-port", default=22, show_default=True)
+@click.option("--known-hosts", type=click.Path(path_type=Path), default=Path("~/.ssh/known_hosts"), show_default=True)
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
+@output_option
+def add(
+    name: str, address: str | None, ssh_user: str, ssh_key: Path | None, ssh_port: int, known_hosts: Path,
+    dry_run: bool, output: str,
+) -> None:  # fmt: skip
+    """Prepare the Debian 13 host NAME over SSH and take it into the cluster. Run again, it changes nothing."""
+    from hostprep.prepare import prepare  # paramiko takes a while to import, and hosts do not have it
+    from hostprep.ssh import Target
+
+    require_name("NAME", name)
+    reporter = Reporter(output)
+    target = Target(name, address or name, ssh_user, ssh_port, ssh_key, known_hosts)
+    with reporter.progress(f"host {name}") as show:
+        done = prepare(Home(), target, show, dry_run=dry_run)
+    document = {"host": name, **done.entry.to_json(), "dry_run": dry_run, "steps": done.steps}
+    if dry_run:
+        text = "\n".join(["would:", *(f"  {step}" for step in done.steps)]) if done.steps else "nothing would be done"
+    else:
+        text = f"Host {name} is in the cluster" + ("." if done.steps else "; nothing had to be changed.")
+    reporter.result(document, text)
+
+
+@host.command(name="list")
+@output_option
+def list_hosts(output: str) -> None:
+    """Show the hosts, their addresses, versions, and what is wrong with them."""
+    reporter = Reporter(output)
+    client = AgentClient()
+    hosts = client.call("GET", "/v1/hosts")["hosts"]
+    if reporter.json:
+        reporter.document(hosts)
+        return
+    rows = []
+    for entry in hosts:
+        state = "silent" if not entry["answers"] else "ok" if not entry["error"] else "trouble"
+        trouble = (entry.get("error") or {}).get("text")
+        rows.append((entry["name"], state, entry["management"], entry["ft"], entry["migration"], entry.get("qemu"),
+                     entry.get("datastore"), entry.get("vms"), trouble))  # fmt: skip
+    columns = ("NAME", "STATE", "MANAGEMENT", "FT", "MIGRATION", "QEMU", "DATASTORE", "VMS", "TROUBLE")
+    reporter.table(columns, rows, "The cluster has no hosts yet: ftkvm host add NAME")
+
+
+@host.command()
+@click.argument("name")
+@click.option("--dead", is_flag=True, help="The host does not answer, and you have made sure that it is switched off.")
+@output_option
+def remove(name: str, dead: bool, output: str) -> None:
+    """Take the host NAME out of the cluster. It must run no VMs; its own files stay."""
+    reporter = Reporter(output)
+    client = AgentClient()
+    answer = client.call("POST", f"/v1/hosts/{name}/remove", {"dead": dead})
+    cluster = client.home.load()
+    known = {key: entry for key, entry in cluster.hosts.items() if key != name}
+    if known == cluster.hosts:
+        raise FtkvmError("FTKVM-201", host=name)
+    client.home.save(replace(cluster, hosts=known))
+    reporter.result(answer, f"Host {name} is out of the cluster.")

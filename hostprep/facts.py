@@ -1,0 +1,182 @@
+"""What is there on a host: one shell script asks, pure parsers understand the answers."""
+
+import ipaddress
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ftkvm.catalogue import FtkvmError
+from hostprep.ssh import Session
+
+PACKAGES = (
+    "libvirt-daemon-system", "libvirt-clients", "python3", "python3-libvirt", "python3-fastapi", "python3-uvicorn",
+    "python3-httpx", "python3-pydantic", "python3-rich", "python3-click", "python3-cryptography", "python3-psutil",
+    "python3-nftables", "python3-pyroute2", "nftables", "iproute2",
+)  # fmt: skip
+"""What the agent and the VMs need of Debian 13 itself."""
+BACKPORTS = ("qemu-system-x86", "qemu-utils", "python3-qemu-qmp")
+"""What must come from Debian's backports: QEMU 11.1 or newer, and its QMP library."""
+UNITS = ("ftkvm-agent.service", "ftkvm-keeper.service")
+MARK = "==ftkvm=="
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """A host as it is. ``digests`` has the SHA-256 of every file asked for that exists."""
+
+    system: str
+    system_id: str
+    packages: Mapping[str, str]
+    addresses: tuple[str, ...]
+    bridges: tuple[str, ...]
+    mount_point: str
+    datastore_status: str
+    qemu: tuple[int, ...]
+    libvirt: tuple[int, ...]
+    devices: tuple[str, ...]
+    digests: Mapping[str, str]
+    units: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    ca_certificate: str = ""
+    host_certificate: str = ""
+    manifest: str = ""
+
+
+def script(datastore: str, files: Sequence[str]) -> str:
+    """The shell script whose output :func:`parse` understands; it changes nothing but a test file on the datastore."""
+    path, probe = shlex.quote(datastore), shlex.quote(f"{datastore}/.ftkvm-write-test")
+    names = " ".join(shlex.quote(name) for name in files)
+    packages = " ".join(PACKAGES + BACKPORTS)
+    write = f"dd if=/dev/zero of={probe} bs=4k count=1 conv=fsync 2>&1 && rm {probe}"
+    unit = "echo $unit $(systemctl is-enabled $unit 2>/dev/null) $(systemctl is-active $unit)"
+    sections = {
+        "os": "cat /etc/os-release",
+        "packages": f"dpkg-query -W -f '${{Package}} ${{Version}} ${{db:Status-Status}}\\n' {packages} 2>/dev/null",
+        "addresses": "ip -j -4 addr",
+        "bridges": "ls -d /sys/class/net/*/bridge 2>/dev/null",
+        "mount": f"timeout -s KILL 5 findmnt -n -o TARGET -T {path} 2>&1; echo status $?",
+        "datastore": f"LC_ALL=C timeout -s KILL 5 sh -c {shlex.quote(write)}; echo status $?",
+        "qemu": "qemu-system-x86_64 --version 2>/dev/null",
+        "libvirt": "libvirtd --version 2>/dev/null || virsh --version 2>/dev/null",
+        "devices": "ls /dev/kvm /dev/net/tun 2>/dev/null",
+        "digests": f"sha256sum {names} 2>/dev/null",
+        "units": f"for unit in {' '.join(UNITS)}; do {unit}; done",
+        "ca": "cat /etc/ftkvm/pki/ca.crt 2>/dev/null",
+        "certificate": "cat /etc/ftkvm/pki/host.crt 2>/dev/null",
+        "manifest": "cat /opt/ftkvm/.manifest 2>/dev/null",
+    }  # fmt: skip
+    return "\n".join(f"echo '{MARK}{name}'\n{command}" for name, command in sections.items()) + f"\necho '{MARK}end'\n"
+
+
+def gather(session: Session, datastore: str, files: Sequence[str]) -> HostFacts:
+    """Ask a host.
+
+    :raises FtkvmError: FTKVM-209, the answers are not understood
+    """
+    result = session.run("sh -s", script(datastore, files).encode(), 60.0)
+    try:
+        return parse(result.stdout)
+    except (KeyError, ValueError, IndexError) as error:
+        detail = f"{error!r}: {(result.stderr or result.stdout)[-300:]}"
+        raise FtkvmError("FTKVM-209", host=session.target.host, step="facts", detail=detail) from error
+
+
+def parse(text: str) -> HostFacts:
+    """The facts in the script's output.
+
+    :raises ValueError, KeyError: it is cut off, or not that output
+    """
+    parts = _sections(text)
+    if "end" not in parts:
+        raise ValueError("the output is cut off")
+    release = parse_os_release(parts["os"])
+    mount_lines = parts["mount"].splitlines()
+    return HostFacts(
+        system=release.get("PRETTY_NAME", "an unknown system"),
+        system_id=f"{release.get('ID', '?')} {release.get('VERSION_ID', '?')}",
+        packages=parse_packages(parts["packages"]),
+        addresses=parse_addresses(parts["addresses"]),
+        bridges=tuple(re.findall(r"/sys/class/net/([^/\s]+)/bridge", parts["bridges"])),
+        mount_point=mount_lines[0] if mount_lines[-1] == "status 0" else "",
+        datastore_status=parse_datastore(parts["datastore"]),
+        qemu=parse_version(parts["qemu"]),
+        libvirt=parse_version(parts["libvirt"]),
+        devices=tuple(parts["devices"].split()),
+        digests=parse_digests(parts["digests"]),
+        units=parse_units(parts["units"]),
+        ca_certificate=parts["ca"],
+        host_certificate=parts["certificate"],
+        manifest=parts["manifest"].strip(),
+    )
+
+
+def _sections(text: str) -> dict[str, str]:
+    parts: dict[str, str] = {}
+    for chunk in text.split(MARK)[1:]:
+        name, _newline, body = chunk.partition("\n")
+        parts[name.strip()] = body
+    return parts
+
+
+def parse_os_release(text: str) -> dict[str, str]:
+    """os-release's assignments."""
+    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
+    return {key: value.strip().strip('"') for key, _equals, value in pairs}
+
+
+def parse_packages(text: str) -> dict[str, str]:
+    """Versions of the packages that are fully installed."""
+    rows = (line.split() for line in text.splitlines())
+    return {row[0]: row[1] for row in rows if len(row) == 3 and row[2] == "installed"}
+
+
+def parse_addresses(text: str) -> tuple[str, ...]:
+    """IPv4 addresses with their prefix length (``10.0.0.1/24``) of interfaces, from ``ip -j -4 addr``."""
+    found = []
+    for interface in json.loads(text or "[]"):
+        for entry in interface.get("addr_info", []):
+            if entry.get("family") == "inet" and interface.get("ifname") != "lo":
+                found.append(f"{entry['local']}/{entry['prefixlen']}")
+    return tuple(found)
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """The first x.y[.z] in a text; empty if there is none."""
+    match = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return tuple(int(part) for part in match.groups() if part) if match else ()
+
+
+def parse_datastore(text: str) -> str:
+    """One word for the attempt to write: ok, hung, full, read-only, missing, or the error."""
+    lines = text.strip().splitlines()
+    status = lines[-1] if lines else ""
+    if status == "status 0":
+        return "ok"
+    if status in ("status 124", "status 137"):
+        return "hung"
+    words = {"No space left": "full", "Disk quota": "full", "Read-only": "read-only", "Permission denied": "read-only",
+             "No such file": "missing", "Not a directory": "missing"}  # fmt: skip
+    return next((word for start, word in words.items() if start in text), " ".join(lines[:-1])[-200:] or status)
+
+
+def parse_digests(text: str) -> dict[str, str]:
+    """sha256sum's lines as path → digest."""
+    rows = (line.split(maxsplit=1) for line in text.splitlines())
+    return {row[1].lstrip("*"): row[0] for row in rows if len(row) == 2 and len(row[0]) == 64}
+
+
+def parse_units(text: str) -> dict[str, tuple[str, str]]:
+    """Unit → (enabled, active) as systemctl words them."""
+    rows = (line.split() for line in text.splitlines())
+    return {row[0]: (row[1] if len(row) > 2 else "", row[-1]) for row in rows if len(row) >= 2}
+
+
+def address_in(facts: HostFacts, network: str) -> str | None:
+    """The host's first address in a network (CIDR), or None."""
+    wanted = ipaddress.ip_network(network)
+    for address in facts.addresses:
+        interface = ipaddress.ip_interface(address)
+        if interface.ip in wanted:
+            return str(interface.ip)
+    return None

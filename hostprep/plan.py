@@ -1,0 +1,185 @@
+"""From what is there to what shall be: a list of steps, each with its command, its proof and its undo. Pure."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ftkvm.catalogue import FtkvmError
+from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts
+from hostprep.package import Package
+from hostprep.units import UNIT_FILES
+
+CONFIG = "/etc/ftkvm/agent.toml"
+_BEFORE = ".ftkvm-before"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change on a host. Shell commands; ``proof`` succeeds when the change is there, ``undo`` takes it back."""
+
+    name: str
+    text: str
+    command: str
+    proof: str
+    undo: str
+    stdin: bytes = b""
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the host shall have. ``files``: path → (content, mode); ``join`` is the document for ftkvm.agent.join."""
+
+    host: str
+    datastore: str
+    vm_bridges: tuple[str, ...]
+    package: Package
+    files: Mapping[str, tuple[bytes, int]]
+    ca_certificate: str
+    join: Mapping[str, object]
+
+
+def require(facts: HostFacts, wish: Wish) -> None:
+    """Everything that no step can mend.
+
+    :raises FtkvmError: FTKVM-206 system, 207/208 versions, 213 bridge, 216 other cluster, 217 device, 30x datastore
+    """
+    host = {"host": wish.host}
+    if facts.system_id != "debian 13":
+        raise FtkvmError("FTKVM-206", **host, system=facts.system)
+    if facts.ca_certificate and facts.ca_certificate.strip() != wish.ca_certificate.strip():
+        raise FtkvmError("FTKVM-216", **host)
+    for bridge in wish.vm_bridges:
+        if bridge not in facts.bridges:
+            raise FtkvmError("FTKVM-213", **host, bridge=bridge)
+    if "/dev/net/tun" not in facts.devices:
+        raise FtkvmError("FTKVM-217", **host, what="/dev/net/tun", how="Load the module: `modprobe tun`.")
+    _require_datastore(facts, wish)
+    require_versions(facts, wish.host)
+
+
+def _require_datastore(facts: HostFacts, wish: Wish) -> None:
+    where = {"host": wish.host, "path": wish.datastore}
+    status = facts.datastore_status
+    if status == "hung":
+        raise FtkvmError("FTKVM-306", **where)
+    if status == "missing" or (status == "ok" and facts.mount_point in ("", "/")):
+        raise FtkvmError("FTKVM-301", **where)
+    if status in ("read-only", "full"):
+        raise FtkvmError("FTKVM-303" if status == "read-only" else "FTKVM-304", **where)
+    if status != "ok":
+        raise FtkvmError("FTKVM-302", **where, detail=status)
+
+
+def require_versions(facts: HostFacts, host: str) -> None:
+    """QEMU and libvirt new enough, as far as they are installed.
+
+    :raises FtkvmError: FTKVM-207, FTKVM-208
+    """
+    if facts.qemu and facts.qemu < (11, 1):
+        raise FtkvmError("FTKVM-207", host=host, version=".".join(map(str, facts.qemu)))
+    if facts.libvirt and facts.libvirt < (11, 0):
+        raise FtkvmError("FTKVM-208", host=host, version=".".join(map(str, facts.libvirt)))
+
+
+def plan(facts: HostFacts, wish: Wish) -> list[Step]:
+    """The steps that are needed; none if the host is as wished."""
+    steps = [*_packages(facts)]
+    changed = [*_package(facts, wish)]
+    for path, (content, mode) in wish.files.items():
+        if facts.digests.get(path) != hashlib.sha256(content).hexdigest():
+            changed.append(_file(path, content, mode))
+    if any(step.name.startswith("file /etc/systemd") for step in changed):
+        changed.append(
+            Step("units", "systemd reads its units", "systemctl daemon-reload", "true", "systemctl daemon-reload")
+        )
+    return [*steps, *changed, *_services(facts, restart=bool(changed))]
+
+
+def _running(facts: HostFacts) -> bool:
+    return all(facts.units.get(unit) == ("enabled", "active") for unit in UNITS)
+
+
+def _packages(facts: HostFacts) -> Iterator[Step]:
+    groups = (("", PACKAGES), ("-t trixie-backports ", BACKPORTS))
+    for option, names in groups:
+        missing = [name for name in names if name not in facts.packages]
+        if missing:
+            listed = " ".join(missing)
+            apt = "DEBIAN_FRONTEND=noninteractive apt-get -q -y"
+            yield Step(
+                f"packages {option.strip() or 'debian'}",
+                f"install {listed}",
+                f"apt-get -q update && {apt} install --no-install-recommends {option}{listed}",
+                f"dpkg-query -W -f '${{db:Status-Status}}\\n' {listed} | grep -qvx installed && exit 1; exit 0",
+                f"{apt} remove {listed}",
+                timeout_s=900.0,
+            )
+
+
+def _package(facts: HostFacts, wish: Wish) -> Iterator[Step]:
+    if facts.manifest == wish.package.digest:
+        return
+    yield Step(
+        "package",
+        f"copy the ftkvm package ({len(wish.package.tar) // 1024} KiB) to /opt/ftkvm",
+        "set -e; rm -rf /opt/ftkvm.new; mkdir -p /opt/ftkvm.new; tar -xz -C /opt/ftkvm.new --no-same-owner;"
+        f" echo {wish.package.digest} > /opt/ftkvm.new/.manifest; sync -f /opt/ftkvm.new;"
+        " rm -rf /opt/ftkvm.before; if [ -e /opt/ftkvm ]; then mv /opt/ftkvm /opt/ftkvm.before; fi;"
+        " mv /opt/ftkvm.new /opt/ftkvm",
+        f"grep -qx {wish.package.digest} /opt/ftkvm/.manifest && test -s /opt/ftkvm/ftkvm/__init__.py",
+        "rm -rf /opt/ftkvm /opt/ftkvm.new; if [ -e /opt/ftkvm.before ]; then mv /opt/ftkvm.before /opt/ftkvm; fi",
+        stdin=wish.package.tar,
+    )
+
+
+def _file(path: str, content: bytes, mode: int) -> Step:
+    name, before = shlex.quote(path), shlex.quote(path + _BEFORE)
+    directory, new = shlex.quote(path.rpartition("/")[0]), shlex.quote(path + ".new")
+    return Step(
+        f"file {path}",
+        f"write {path}",
+        f"set -e; mkdir -p {directory}; umask 077; cat > {new}; chmod {mode:o} {new};"
+        f" if [ -e {name} ]; then cp -p {name} {before}; fi; mv {new} {name}",
+        f"echo '{hashlib.sha256(content).hexdigest()}  {path}' | sha256sum -c --quiet",
+        f"rm -f {new}; if [ -e {before} ]; then mv {before} {name}; else rm -f {name}; fi",
+        stdin=content,
+    )
+
+
+def join_step(wish: Wish) -> Step:
+    """Enter the host into the cluster; last, when its agent has answered. Does nothing if it is in it already."""
+    return Step(
+        "join",
+        "enter the host into the cluster's configuration",
+        "PYTHONPATH=/opt/ftkvm python3 -m ftkvm.agent.join",
+        "true",
+        "true",  # it is the last step, and one that fails has entered nothing
+        stdin=json.dumps(dict(wish.join)).encode(),
+    )
+
+
+def _services(facts: HostFacts, *, restart: bool) -> Iterator[Step]:
+    if not restart and _running(facts):
+        return
+    units = " ".join(UNITS)
+    active = all(facts.units.get(unit, ("", ""))[1] == "active" for unit in UNITS)
+    yield Step(
+        "services",
+        "start the agent and the keeper" if not active else "restart the agent and the keeper (VMs go on)",
+        f"systemctl enable -q {units} && systemctl restart {units}",
+        f"systemctl is-active -q {units}",
+        f"systemctl restart {units}" if active else f"systemctl disable -q --now {units}",
+    )
+
+
+def clean_up(wish: Wish) -> str:
+    """What only an undo would have needed: words for `rm -rf`."""
+    return " ".join(["/opt/ftkvm.before", *(shlex.quote(path + _BEFORE) for path in wish.files)])
+
+
+def unit_files() -> dict[str, tuple[bytes, int]]:
+    """The units as files of a wish."""
+    return {path: (text.encode(), 0o644) for path, text in UNIT_FILES.items()}

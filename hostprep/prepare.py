@@ -1,0 +1,140 @@
+"""Prepares one host and enters it into the cluster: the whole way from SSH to an agent that answers."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ftkvm.adapters.peers import HttpsPeers
+from ftkvm.catalogue import FtkvmError
+from ftkvm.config import HostConfig, HostEntry
+from ftkvm.home import ClusterFile, Home
+from hostprep import facts as facts_of
+from hostprep import package
+from hostprep.apply import Progress, apply
+from hostprep.facts import HostFacts
+from hostprep.plan import CONFIG, Step, Wish, clean_up, join_step, plan, require, require_versions, unit_files
+from hostprep.ssh import Session, Target
+
+_PKI = "/etc/ftkvm/pki"
+_HEALTH_TIMEOUT_S = 45.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The host's entry, and the texts of the steps that were (or would be) done."""
+
+    entry: HostEntry
+    steps: list[str]
+
+
+def prepare(home: Home, target: Target, progress: Progress, *, dry_run: bool = False) -> Prepared:
+    """Make ``target`` a host of the cluster in ``home``; run again, it changes nothing.
+
+    :raises FtkvmError: 2xx, 3xx: why it cannot be one; nothing is then left changed
+    """
+    cluster = home.load()
+    with Session(target) as session:
+        progress(0, 0, "looking at the host")
+        found = facts_of.gather(session, cluster.datastore, _file_names())
+        entry = host_entry(target.host, found, cluster)
+        wish = make_wish(home, cluster, entry, found)
+        require(found, wish)
+        steps = plan(found, wish)
+        joined = cluster.hosts.get(entry.name) == entry.to_json() and not steps
+        todo = steps if joined else [*steps, join_step(wish)]
+        if dry_run:
+            return Prepared(entry, [step.text for step in todo])
+        check = _health_check(home, entry)
+        _apply(session, todo, progress, check, cluster.datastore)
+        if not any(step.name == "services" for step in steps):
+            check()
+        session.run(f"rm -rf {clean_up(wish)}")
+    current = home.load()
+    home.save(replace(current, hosts={**current.hosts, entry.name: entry.to_json()}))
+    return Prepared(entry, [step.text for step in todo])
+
+
+def _apply(session: Session, todo: list[Step], progress: Progress, check: Callable[[], None], datastore: str) -> None:
+    def versions() -> None:
+        require_versions(facts_of.gather(session, datastore, _file_names()), session.target.host)
+
+    checks: dict[str, Callable[[], None]] = {"services": check}
+    checks |= {step.name: versions for step in todo if step.name.startswith("packages")}
+    apply(session, todo, progress, checks)
+
+
+def host_entry(name: str, found: HostFacts, cluster: ClusterFile) -> HostEntry:
+    """The host's addresses in the cluster's three networks.
+
+    :raises FtkvmError: FTKVM-212, it has none in one of them
+    """
+    addresses = {}
+    for kind in ("management", "ft", "migration"):
+        network = getattr(cluster, f"{kind}_network")
+        address = facts_of.address_in(found, network)
+        if address is None:
+            raise FtkvmError("FTKVM-212", host=name, network=kind, cidr=network)
+        addresses[kind] = address
+    return HostEntry(name, addresses["management"], addresses["ft"], addresses["migration"])
+
+
+def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFacts) -> Wish:
+    """What the host shall have; a certificate that is still good stays."""
+    authority = home.authority()
+    config = HostConfig(
+        entry.name, entry.management, entry.ft, entry.migration, Path(cluster.datastore), tuple(cluster.vm_bridges),
+        entry.api_port, entry.keeper_port,
+    )  # fmt: skip
+    files = {
+        CONFIG: (config.to_toml().encode(), 0o644),
+        f"{_PKI}/ca.crt": (authority.certificate, 0o644),
+        "/etc/ftkvm/beat.key": (home.beat_key(), 0o600),
+        **unit_files(),
+    }
+    addresses = (entry.management, entry.ft)
+    good = authority.still_good(found.host_certificate.encode(), entry.name, addresses)
+    if not good or f"{_PKI}/host.key" not in found.digests:
+        pair = authority.issue(entry.name, addresses, server=True)
+        files |= {f"{_PKI}/host.crt": (pair.certificate, 0o644), f"{_PKI}/host.key": (pair.key, 0o600)}
+    return Wish(
+        host=entry.name,
+        datastore=cluster.datastore,
+        vm_bridges=tuple(cluster.vm_bridges),
+        package=package.build(),
+        files=files,
+        ca_certificate=authority.certificate.decode(),
+        join={
+            "cluster": cluster.cluster,
+            "id": cluster.id,
+            "datastore": cluster.datastore,
+            "first": not (set(cluster.hosts) - {entry.name}),
+            "host": {"name": entry.name, **entry.to_json()},
+        },
+    )
+
+
+def _file_names() -> list[str]:
+    pki = [f"{_PKI}/{name}" for name in ("ca.crt", "host.crt", "host.key")]
+    return [CONFIG, "/etc/ftkvm/beat.key", *pki, *unit_files()]
+
+
+def _health_check(home: Home, entry: HostEntry) -> Callable[[], None]:
+    def check() -> None:
+        """Wait until the host's agent answers over mutual TLS and has looked at its host once."""
+        peers = HttpsPeers(lambda _host: entry, home.tls().client_context())
+        deadline = time.monotonic() + _HEALTH_TIMEOUT_S
+        while True:
+            detail = "no answer"
+            try:
+                health = peers.call(entry.name, "GET", "/v1/health", None, 3.0)
+                if health["host"] == entry.name and health["age_ms"] is not None:
+                    return
+                detail = f"answers as {health['host']}"
+            except FtkvmError as error:
+                detail = error.text
+            if time.monotonic() > deadline:
+                raise FtkvmError("FTKVM-218", host=entry.name, detail=detail)
+            time.sleep(0.2)
+
+    return check
