@@ -2,11 +2,14 @@
 
 import json
 import os
+import shlex
 
 import click
 
+from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import faults, operator
 from ftkvm.lab import lab as labs
+from ftkvm.lab.guest import domain
 
 
 def _say(text: str) -> None:
@@ -37,7 +40,11 @@ def down(images: bool) -> None:
 @click.option("--output", type=click.Choice(["text", "json"]), default="text")
 def status(output: str) -> None:
     """Show the hosts, their links and their storage."""
-    document = labs.status()
+    document = {
+        **labs.status(),
+        "kvm": domain.kvm_state(),
+        "guests": {n: g.address for n, g in domain.guests().items()},
+    }
     if output == "json":
         click.echo(json.dumps(document, indent=2))
         return
@@ -49,7 +56,7 @@ def status(output: str) -> None:
             f"{row['name']:8} {row['state']:8} {row['addresses']['management']:12} storage {row['storage']:7}"
             f" {'cut: ' + ', '.join(cut) if cut else 'all links up'}"
         )
-    for key in ("image", "datastore", "operator_home"):
+    for key in ("kvm", "image", "datastore", "operator_home"):
         click.echo(f"{key}: {document[key]}")
 
 
@@ -141,3 +148,29 @@ def storage(host: str, state: str) -> None:
 def kill(host: str, daemon: str) -> None:
     """SIGKILL the main process of DAEMON (a unit such as libvirtd, or qemu:VM) on HOST."""
     click.echo(f"killed {', '.join(map(str, faults.kill(host, daemon)))}")
+
+
+@lab.command()
+@click.argument("name")
+@click.option("--host", default=None, help="Host whose libvirt gets the domain (default: the first that runs).")
+@click.option("--disk-size", default="1G", show_default=True, help="Size of its (sparse) disk.")
+@click.option("--memory", default=192, show_default=True, metavar="MiB")
+@click.option("--vcpus", default=1, show_default=True)
+def guest(name: str, host: str | None, disk_size: str, memory: int, vcpus: int) -> None:
+    """Make the small guest NAME: its disk on the datastore, its domain defined (not started) on HOST."""
+    chosen = labs.host(host) if host else next((h for h in labs.hosts() if h.state == "running"), labs.hosts()[0])
+    made = domain.create(name, chosen, disk_size, memory, vcpus)
+    click.echo(f"{name} is defined on {chosen.name}: address {made.address}, disk {made.disk}")
+
+
+@lab.command()
+@click.argument("vm")
+def console(vm: str) -> None:
+    """The serial console of VM, on the host where it runs (leave with Ctrl-])."""
+    for each in labs.hosts():
+        if each.state == "running" and each.succeeds(
+            ["sh", "-c", f'[ "$(virsh domstate -- {shlex.quote(vm)})" = running ]']
+        ):
+            words = each.enter_command(["virsh", "console", "--force", "--", vm])
+            os.execvp(words[0], words)
+    raise FtkvmError("FTKVM-726", vm=vm)

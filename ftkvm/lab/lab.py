@@ -115,7 +115,8 @@ def down(progress: Progress, images: bool = False) -> None:
         for directory in (names.HOSTS, names.DATASTORE, names.OPERATOR, *([names.IMAGES] if images else [])):
             if directory.exists():
                 image.remove_tree(directory)
-        RECORD.unlink(missing_ok=True)
+        for file in (RECORD, names.STATE / "guests.json"):
+            file.unlink(missing_ok=True)
     progress("lab is down")
 
 
