@@ -5,7 +5,6 @@ import threading
 import time
 
 from ftkvm import __version__
-from ftkvm.adapters.libvirt import dotted
 from ftkvm.agent import storage
 from ftkvm.agent.context import AgentContext
 from ftkvm.catalogue import FtkvmError
@@ -38,7 +37,7 @@ class Health:
         found: Json = {"libvirt": None, "qemu": None, "vms": 0, "error": None}
         try:
             versions = self._ctx.libvirt.versions()
-            found.update(libvirt=dotted(versions.libvirt), qemu=dotted(versions.qemu))
+            found.update(libvirt=_dotted(versions.libvirt), qemu=_dotted(versions.qemu))
             self._ctx.libvirt.require_versions()
             found["vms"] = sum(1 for info in self._ctx.libvirt.domains() if info.active)
         except FtkvmError as error:
@@ -58,3 +57,7 @@ class Health:
         except DatastoreError as error:
             return error
         return None
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(str(part) for part in version)

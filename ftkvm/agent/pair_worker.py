@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 ARBITRATE_WAIT_S = 2.0
+EVIDENCE_SETTLES_S = 1.0
 
 
 class PairWorker:
@@ -100,6 +101,7 @@ class PairWorker:
         self._colo_exit_at = None
         self._replication_error = False
         self._guest_shut_down = False
+        self._evidence = None
         self._watching_since = time.monotonic()
         self.figures = CheckpointFigures()
         self.spec = spec
@@ -172,7 +174,7 @@ class PairWorker:
     def turn(self) -> None:
         """One round: observe, decide, act. While an operation of ours changes this pair, its own plan decides."""
         if self._operating():
-            if self._evidence is not None and self._evidence.verdict == "silent":
+            if self._peer_fell_silent():
                 self.cancel_operation.set()
             return
         observation = self.observe()
@@ -183,6 +185,12 @@ class PairWorker:
         self.observation, self.decision = observation, decision
         for action in decision.actions:
             self._act(action)
+
+    def _peer_fell_silent(self) -> bool:
+        """During a protect, once its pair is recorded. What is known of an earlier peer does not count."""
+        recorded = self.spec is not None and self.spec.role == "primary"
+        settled = time.monotonic() - self._watching_since > EVIDENCE_SETTLES_S
+        return recorded and settled and self._evidence is not None and self._evidence.verdict == "silent"
 
     # -- observe -------------------------------------------------------------------------------------------
 

@@ -6,14 +6,16 @@ import re
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ftkvm.adapters.libvirt import DomainInfo
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.storage import bounded, require_writable
 from ftkvm.catalogue import FtkvmError
 from ftkvm.ports import DatastoreError, Json, Progress
+
+if TYPE_CHECKING:  # libvirt's binding exists on hosts only
+    from ftkvm.adapters.libvirt import DomainInfo
 
 log = logging.getLogger(__name__)
 _OWNER = re.compile(r"(\d{7})\.json")
@@ -141,7 +143,7 @@ class Vms:
                 found[record.uuid] = {"uuid": record.uuid, "name": record.name, "state": "starting", "role": "solo"}
         return sorted(found.values(), key=lambda entry: str(entry["name"]))
 
-    def _role(self, info: DomainInfo, record: VmRecord) -> str:
+    def _role(self, info: "DomainInfo", record: VmRecord) -> str:
         """primary, secondary or solo, by what the keeper was told; a copy still being made is a paused domain."""
         try:
             role = json.loads((self._ctx.config.paths.run / "pairs" / f"{info.uuid}.json").read_text()).get("role")
@@ -190,7 +192,8 @@ class Vms:
             if not names:
                 return 0, None
             document = self._ctx.datastore.read_json(f"vms/{uuid}/owner/{names[-1]}")
-            return int(names[-1][:7]), str(document["host"]) if document else None
+            host = document.get("host") if document else None
+            return int(names[-1][:7]), str(host) if host else None
 
         return bounded(self._ctx, read, f"vms/{uuid}/owner")
 
@@ -223,11 +226,27 @@ class Vms:
             progress(1, 2, f"shutting down (up to {timeout_s:.0f} s)")
             self._ctx.libvirt.shutdown(record.uuid)
             if self._gone_within(record.uuid, timeout_s):
+                self._release(record)
                 return
             if record.ft_enabled:  # killing one copy would only make the other take over
                 raise FtkvmError("FTKVM-112", vm=record.name, seconds=timeout_s)
         progress(2, 2, "switching off")
         self._ctx.libvirt.destroy(record.uuid)
+        self._release(record)
+
+    def _release(self, record: VmRecord) -> None:
+        """Note that nobody runs the VM any more, so that it can be started while this host does not answer."""
+
+        def write(number: int) -> None:
+            nobody = {"host": None, "boot_id": self._ctx.boot_id, "at": time.time()}
+            self._ctx.datastore.create_once(f"vms/{record.uuid}/owner/{number + 1:07d}.json", nobody)
+
+        try:
+            number, owner = self.owner(record.uuid)
+            if owner == self._ctx.host:
+                bounded(self._ctx, lambda: write(number), f"vms/{record.uuid}/owner")
+        except DatastoreError as error:
+            log.warning("%s; the VM is off, and the datastore still names this host", error)
 
     def _gone_within(self, uuid: str, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
