@@ -47,7 +47,7 @@ CATALOGUE: dict[str, Message] = dict(
            "Find it on all hosts with `fuser -v IMAGE`, end it, and try again."),
         _m("FTKVM-108", "the definition of VM {vm} is not valid: {detail}", "The XML cannot be understood.",
            "Correct the domain's XML with `virsh edit` and register it again."),
-        _m("FTKVM-109", "it is not known where VM {vm} runs: {hosts} do not answer",
+        _m("FTKVM-109", "it is not known where VM {vm} runs: no answer from {hosts}",
            "A host that does not answer may run the VM; a second start would damage its disks.",
            "Bring the host back, or make sure that it is off and remove it: `ftkvm host remove NAME`.", 4),
         _m("FTKVM-110", "FT is on for VM {vm}: {action} is refused", "The pair's two copies must stay the same.",

@@ -240,7 +240,8 @@ class Libvirt:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return NoDomain("FTKVM-104", domain=text.rpartition("uuid")[2].strip(" '") or text, host=self._host)
         if '"write" lock' in text or '"consistent read" lock' in text:
-            return FtkvmError("FTKVM-107", vm="", detail=text)
+            line = next(line for line in text.splitlines() if " lock" in line)
+            return FtkvmError("FTKVM-107", vm="", detail=line.rpartition("}: ")[2])
         return FtkvmError("FTKVM-106", host=self._host, detail=text)
 
     def _connect(self) -> Any:

@@ -27,7 +27,7 @@ def enable(vm: str, secondary: str | None, output: str) -> None:
     client = AgentClient()
     operation = client.call("POST", f"/v1/vms/{quote(vm)}/ft/enable", {"secondary": secondary}, 40.0)
     done = client.wait(operation, reporter)
-    pair = _pair(client, vm)
+    pair = _protected_pair(client, vm)
     took = round((done["ended_at"] or time.time()) - done["started_at"], 2)
     text = f"VM {done['vm']}: {pair.get('shown_as', 'enabled')}; secondary on {pair.get('secondary_host')} ({took} s)."
     reporter.result({**done, "pair": pair}, text)
@@ -80,9 +80,15 @@ def _watch(reporter: Reporter, client: AgentClient, path: str) -> None:
             time.sleep(1.0)
 
 
-def _pair(client: AgentClient, vm: str) -> dict[str, Any]:
-    found = client.call("GET", f"/v1/status?vm={quote(vm)}")["vms"]
-    return dict(found[0]["pair"] or {}) if found else {}
+def _protected_pair(client: AgentClient, vm: str) -> dict[str, Any]:
+    """The pair's status; the agent looks at it now and then only, so give it a moment to see what it has done."""
+    deadline = time.monotonic() + 3.0
+    while True:
+        found = client.call("GET", f"/v1/status?vm={quote(vm)}")["vms"]
+        pair = dict(found[0]["pair"] or {}) if found else {}
+        if pair.get("state") == "protected" or time.monotonic() > deadline:
+            return pair
+        time.sleep(0.1)
 
 
 def _render(document: Json) -> Group:

@@ -37,6 +37,8 @@ def add(
     from hostprep.ssh import Target
 
     require_name("NAME", name)
+    if ssh_key is not None and not ssh_key.is_file():
+        raise FtkvmError("FTKVM-605", option="--ssh-key", detail=f"no file {ssh_key}")
     reporter = Reporter(output)
     target = Target(name, address or name, ssh_user, ssh_port, ssh_key, known_hosts)
     with reporter.progress(f"host {name}") as show:

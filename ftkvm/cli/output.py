@@ -34,7 +34,8 @@ class Reporter:
 
     def __init__(self, output: str = "table") -> None:
         self.json = output == "json"
-        self.out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        wide = None if sys.stdout.isatty() else 250  # a pipe has no width; nothing is cut off there
+        self.out = Console(highlight=False, width=wide)
         self.err = Console(stderr=True, highlight=False)
 
     def document(self, document: object) -> None:
