@@ -14,7 +14,7 @@ from ftkvm.ports import Datastore, DatastoreError, Json, WorkTimeout
 
 log = logging.getLogger(__name__)
 _VERSION = re.compile(r"(\d{7})\.json")
-_READ_TIMEOUT_S = 2.0
+_READ_TIMEOUT_S = 0.7
 _FRESH_S = 2.0
 
 
@@ -75,7 +75,9 @@ class ClusterReader:
     def _refresh(self) -> None:
         self._read_at = time.monotonic()
         try:
-            config = self._workers.run(lambda: latest_config(self._datastore), _READ_TIMEOUT_S, "read configuration")
+            config = self._workers.run_alone(
+                lambda: latest_config(self._datastore), _READ_TIMEOUT_S, "read configuration"
+            )
         except (DatastoreError, WorkTimeout) as error:
             log.warning("cluster configuration: %s; going on with what is known", error)
             config = self._config or self._read_cache()

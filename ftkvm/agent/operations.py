@@ -79,6 +79,10 @@ class Operations:
         """The operation under way on a VM, if there is one."""
         return next((op for op in list(self._known.values()) if op.uuid == uuid and op.state == "running"), None)
 
+    def all_running(self) -> list[Operation]:
+        """The operations under way on this host."""
+        return [op for op in list(self._known.values()) if op.state == "running"]
+
     def get(self, operation_id: str) -> Operation:
         """One operation.
 

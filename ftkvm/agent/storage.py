@@ -16,7 +16,7 @@ def bounded(ctx: AgentContext, work: Callable[[], T], what: str, timeout_s: floa
     :raises DatastoreUnreachable: FTKVM-306, it has not ended; a write may still take effect
     """
     try:
-        return ctx.workers.run(work, timeout_s, f"datastore: {what}")
+        return ctx.workers.run_alone(work, timeout_s, f"datastore: {what}")
     except WorkTimeout as error:
         raise DatastoreUnreachable("FTKVM-306", host=ctx.host, path=what) from error
 

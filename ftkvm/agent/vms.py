@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # libvirt's binding exists on hosts only
     from ftkvm.adapters.libvirt import DomainInfo
 
 log = logging.getLogger(__name__)
+_LIST_TIMEOUT_S = 0.7
 _OWNER = re.compile(r"(\d{7})\.json")
 
 
@@ -55,12 +56,15 @@ class Vms:
     def __init__(self, ctx: AgentContext, operations: Operations) -> None:
         self._ctx = ctx
         self._operations = operations
-        self._last: list[VmRecord] = []
+        self._last: list[VmRecord] | None = None
 
     # definitions
 
     def records(self) -> list[VmRecord]:
-        """All registered VMs by name; the last known ones if the datastore does not answer."""
+        """All registered VMs by name; the last known ones if the datastore does not answer.
+
+        :raises DatastoreError: it does not answer, and has not since the agent was started
+        """
 
         def read() -> list[VmRecord]:
             datastore = self._ctx.datastore
@@ -68,8 +72,10 @@ class Vms:
             return sorted((VmRecord.from_json(doc) for doc in documents if doc), key=lambda record: record.name)
 
         try:
-            self._last = bounded(self._ctx, read, "vms", 2.0)
+            self._last = bounded(self._ctx, read, "vms", _LIST_TIMEOUT_S)
         except DatastoreError as error:
+            if self._last is None:
+                raise
             log.warning("%s; going on with the VMs known", error)
         return self._last
 
@@ -129,21 +135,24 @@ class Vms:
     # copies on this host
 
     def local(self) -> list[Json]:
-        """The cluster's VMs that have a QEMU on this host, or are being started here."""
-        known = {record.uuid: record for record in self.records()}
+        """All domains that have a QEMU on this host, or are being started here; also those that are not registered.
+
+        safety: nothing is left out because the datastore does not answer. Who asks may start a VM that is not in this
+        list somewhere else.
+        """
         ours = {str(entry["uuid"]) for entry in self.pair_status(None)}  # the PairManager tells of main copies only
         found: dict[str, Json] = {}
         for info in self._ctx.libvirt.domains():
-            if info.uuid in known and info.active:
-                role = "primary" if info.uuid in ours else self._role(info, known[info.uuid])
+            if info.active:
+                role = "primary" if info.uuid in ours else self._role(info)
                 found[info.uuid] = {"uuid": info.uuid, "name": info.name, "state": info.state, "role": role}
-        for record in known.values():
-            operation = self._operations.running(record.uuid)
-            if operation is not None and operation.kind == "start" and record.uuid not in found:
-                found[record.uuid] = {"uuid": record.uuid, "name": record.name, "state": "starting", "role": "solo"}
+        for operation in self._operations.all_running():
+            if operation.kind == "start" and operation.uuid not in found:
+                entry = {"uuid": operation.uuid, "name": operation.vm, "state": "starting", "role": "solo"}
+                found[operation.uuid] = entry
         return sorted(found.values(), key=lambda entry: str(entry["name"]))
 
-    def _role(self, info: "DomainInfo", record: VmRecord) -> str:
+    def _role(self, info: "DomainInfo") -> str:
         """primary, secondary or solo, by what the keeper was told; a copy still being made is a paused domain."""
         try:
             role = json.loads((self._ctx.config.paths.run / "pairs" / f"{info.uuid}.json").read_text()).get("role")
@@ -151,7 +160,8 @@ class Vms:
             role = None
         if role in ("primary", "secondary", "solo"):
             return str(role)
-        return "secondary" if record.ft_enabled and info.state == "paused" else "solo"
+        protected = any(record.uuid == info.uuid and record.ft_enabled for record in self._last or [])
+        return "secondary" if protected and info.state == "paused" else "solo"
 
     def pair_status(self, uuid: str | None) -> list[dict[str, Any]]:
         """What the PairManager of this host says of its pairs; nothing while there is none."""

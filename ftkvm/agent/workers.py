@@ -6,10 +6,11 @@ ends. So: one daemon thread per piece of work, no more than ``limit`` at once, a
 
 import logging
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ftkvm.ports import WorkTimeout
 
@@ -22,6 +23,8 @@ class Workers:
 
     def __init__(self, limit: int = 128) -> None:
         self._slots = threading.BoundedSemaphore(limit)
+        self._lock = threading.Lock()
+        self._under_way: dict[str, Future[Any]] = {}
 
     def submit(self, work: Callable[[], T], name: str) -> Future[T]:
         """Start ``work`` in a thread of its own; exceptions go into the future.
@@ -44,6 +47,29 @@ class Workers:
             return future.result(timeout_s)
         except FutureTimeout as error:
             if future.done():  # the work itself raised a TimeoutError
+                raise
+            raise WorkTimeout("FTKVM-902", what=name, seconds=timeout_s) from error
+
+    def run_alone(self, work: Callable[[], T], timeout_s: float, name: str) -> T:
+        """As :meth:`run`, but never two of one ``name`` at once: storage that hangs must not eat up all workers.
+
+        :raises WorkTimeout: it, or an earlier one of that name, has not ended
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with self._lock:
+                before = self._under_way.get(name)
+                if before is None or before.done():
+                    mine = self.submit(work, name)
+                    self._under_way[name] = mine
+                    break
+            wait([before], max(0.0, deadline - time.monotonic()))
+            if not before.done():
+                raise WorkTimeout("FTKVM-902", what=name, seconds=timeout_s)
+        try:
+            return mine.result(max(0.0, deadline - time.monotonic()))
+        except FutureTimeout as error:
+            if mine.done():
                 raise
             raise WorkTimeout("FTKVM-902", what=name, seconds=timeout_s) from error
 
