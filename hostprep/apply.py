@@ -3,18 +3,26 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from ftkvm.catalogue import FtkvmError
 from hostprep.plan import Step
-from hostprep.ssh import Session
+from hostprep.ssh import Result
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 
 
-def apply(
-    session: Session, steps: Sequence[Step], progress: Progress, checks: Mapping[str, Callable[[], None]]
-) -> None:
+class Runner(Protocol):
+    """Where commands are run: :class:`hostprep.ssh.Session`."""
+
+    @property
+    def host(self) -> str: ...
+
+    def run(self, command: str, stdin: bytes = b"", timeout_s: float = 60.0) -> Result: ...
+
+
+def apply(session: Runner, steps: Sequence[Step], progress: Progress, checks: Mapping[str, Callable[[], None]]) -> None:
     """Run the steps in order; each is believed only when its proof, and the check of its name, succeed.
 
     :raises FtkvmError: FTKVM-209, a step failed; it and the ones before it were undone, last first
@@ -32,7 +40,7 @@ def apply(
         raise
 
 
-def _run(session: Session, step: Step) -> None:
+def _run(session: Runner, step: Step) -> None:
     done = session.run(step.command, step.stdin, step.timeout_s)
     if done.status == 0:
         proof = session.run(step.proof, timeout_s=step.timeout_s)
@@ -41,7 +49,7 @@ def _run(session: Session, step: Step) -> None:
         done = proof
     _raise_known(done.stderr)
     words = (done.stderr.strip() or done.stdout.strip())[-400:] or f"exit status {done.status}"
-    raise FtkvmError("FTKVM-209", host=session.target.host, step=step.name, detail=words)
+    raise FtkvmError("FTKVM-209", host=session.host, step=step.name, detail=words)
 
 
 def _raise_known(text: str) -> None:
@@ -51,13 +59,13 @@ def _raise_known(text: str) -> None:
             raise FtkvmError.from_json(json.loads(line)["error"])
 
 
-def _undo(session: Session, begun: Sequence[Step], progress: Progress) -> None:
+def _undo(session: Runner, begun: Sequence[Step], progress: Progress) -> None:
     for number, step in enumerate(reversed(begun), 1):
         progress(number, len(begun), f"undo: {step.text}")
         try:
             done = session.run(step.undo, timeout_s=step.timeout_s)
         except FtkvmError as error:
-            log.warning("undo of %s on %s: %s", step.name, session.target.host, error)
+            log.warning("undo of %s on %s: %s", step.name, session.host, error)
             return
         if done.status:
-            log.warning("undo of %s on %s: %s", step.name, session.target.host, done.stderr.strip())
+            log.warning("undo of %s on %s: %s", step.name, session.host, done.stderr.strip())

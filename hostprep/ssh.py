@@ -59,6 +59,11 @@ class Session:
         self.target = target
         self._client = paramiko.SSHClient()
 
+    @property
+    def host(self) -> str:
+        """The host's name in the cluster."""
+        return self.target.host
+
     def __enter__(self) -> "Session":
         target, client = self.target, self._client
         known_hosts = target.known_hosts.expanduser()

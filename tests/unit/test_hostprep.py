@@ -1,0 +1,195 @@
+"""Host preparation: parsers on real output, plans as data, and apply/undo with real commands in a directory."""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.config import HostEntry
+from ftkvm.home import ClusterFile
+from hostprep import facts as facts_of
+from hostprep import plan as planning
+from hostprep.apply import apply
+from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts, parse
+from hostprep.package import Package
+from hostprep.plan import Step, Wish, plan, require
+from hostprep.prepare import host_entry
+from hostprep.ssh import Result
+
+ANSWERS = {
+    "os": 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nVERSION_ID="13"\nID=debian\n',
+    "packages": "nftables 1.1.3-1 installed\npython3-rich 13.9.4-1 installed\nbindfs 1.17 config-files\n",
+    "addresses": '[{"ifname":"lo","addr_info":[{"family":"inet","local":"127.0.0.1","prefixlen":8}]},'
+    '{"ifname":"mgmt0","addr_info":[{"family":"inet","local":"10.77.0.11","prefixlen":24}]},{"ifname":"vm0","addr_info":[]}]\n',
+    "bridges": "/sys/class/net/br-vm/bridge\n",
+    "mount": "/srv/ftkvm\nstatus 0\n",
+    "datastore": "1+0 records in\n1+0 records out\n4096 bytes (4.1 kB, 4.0 KiB) copied, 0.01 s, 0.4 MB/s\nstatus 0\n",
+    "qemu": "QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1)\n",
+    "libvirt": "libvirtd (libvirt) 11.3.0\n",
+    "devices": "/dev/kvm\n/dev/net/tun\n",
+    "digests": f"{'a' * 64}  /etc/ftkvm/agent.toml\n",
+    "units": "ftkvm-agent.service enabled active\nftkvm-keeper.service inactive\n",
+    "ca": "", "certificate": "", "manifest": "0123\n",
+}  # fmt: skip
+
+
+def answers(**changed: str) -> str:
+    parts = {**ANSWERS, **changed, "end": ""}
+    return "".join(f"{facts_of.MARK}{name}\n{text}" for name, text in parts.items())
+
+
+def good() -> HostFacts:
+    return HostFacts(
+        system="Debian GNU/Linux 13 (trixie)", system_id="debian 13", packages=dict.fromkeys(PACKAGES + BACKPORTS, "1"),
+        addresses=("10.0.0.1/24", "10.1.0.1/24", "10.2.0.1/24"), bridges=("br-vm",), mount_point="/srv/ftkvm",
+        datastore_status="ok", qemu=(11, 1, 3), libvirt=(11, 3, 0), devices=("/dev/kvm", "/dev/net/tun"), digests={},
+    )  # fmt: skip
+
+
+def wish(files: Mapping[str, tuple[bytes, int]] | None = None) -> Wish:
+    return Wish("host1", "/srv/ftkvm", ("br-vm",), Package(b"tar", "digest"), files or {}, "CA", {})
+
+
+def test_facts_are_understood() -> None:
+    found = parse(answers())
+    assert found.system_id == "debian 13"
+    assert dict(found.packages) == {"nftables": "1.1.3-1", "python3-rich": "13.9.4-1"}
+    assert found.addresses == ("10.77.0.11/24",)
+    assert found.bridges == ("br-vm",)
+    assert (found.mount_point, found.datastore_status) == ("/srv/ftkvm", "ok")
+    assert (found.qemu, found.libvirt) == ((11, 1, 3), (11, 3, 0))
+    assert found.digests == {"/etc/ftkvm/agent.toml": "a" * 64}
+    assert found.units == {"ftkvm-agent.service": ("enabled", "active"), "ftkvm-keeper.service": ("", "inactive")}
+    assert found.manifest == "0123"
+
+
+@pytest.mark.parametrize(("text", "word"), [
+    ("dd: failed to open '/x': No such file or directory\nstatus 1\n", "missing"),
+    ("dd: failed to open '/x': Read-only file system\nstatus 1\n", "read-only"),
+    ("dd: error writing '/x': No space left on device\nstatus 1\n", "full"),
+    ("dd: error writing '/x': Disk quota exceeded\nstatus 1\n", "full"),
+    ("status 137\n", "hung"),
+    ("Killed\nstatus 137\n", "hung"),
+])  # fmt: skip
+def test_ways_a_datastore_fails(text: str, word: str) -> None:
+    assert parse(answers(datastore=text)).datastore_status == word
+
+
+def test_cut_off_facts_are_no_facts() -> None:
+    with pytest.raises(ValueError, match="cut off"):
+        parse(answers().rpartition(facts_of.MARK)[0])
+
+
+def test_the_script_runs_in_a_plain_shell(tmp_path: Path) -> None:
+    script = facts_of.script(str(tmp_path), ["/etc/hostname"])
+    done = subprocess.run(["sh", "-s"], input=script, capture_output=True, text=True, timeout=60)
+    assert facts_of.MARK + "end" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prepared_host_needs_nothing() -> None:
+    files = {"/etc/x": (b"content", 0o600)}
+    digest = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
+    ready = replace(
+        good(), manifest="digest", digests={"/etc/x": digest}, units=dict.fromkeys(UNITS, ("enabled", "active"))
+    )
+    assert plan(ready, wish(files)) == []
+
+
+def test_what_changes_restarts_the_services() -> None:
+    ready = replace(good(), manifest="older", units=dict.fromkeys(UNITS, ("enabled", "active")))
+    assert [step.name for step in plan(ready, wish())] == ["package", "services"]
+
+
+def test_only_missing_packages_are_installed() -> None:
+    bare = replace(good(), packages=dict.fromkeys(PACKAGES[1:], "1"), manifest="digest")
+    steps = plan(bare, wish())
+    assert steps[0].text == f"install {PACKAGES[0]}"
+    assert steps[1].text == f"install {' '.join(BACKPORTS)}"
+    assert "trixie-backports" in steps[1].command
+
+
+@pytest.mark.parametrize(("changed", "code"), [
+    ({"system_id": "debian 12"}, "FTKVM-206"), ({"qemu": (10, 0, 7)}, "FTKVM-207"), ({"libvirt": (10, 5)}, "FTKVM-208"),
+    ({"bridges": ()}, "FTKVM-213"), ({"ca_certificate": "another"}, "FTKVM-216"), ({"devices": ()}, "FTKVM-217"),
+    ({"datastore_status": "hung"}, "FTKVM-306"), ({"datastore_status": "missing"}, "FTKVM-301"),
+    ({"mount_point": "/"}, "FTKVM-301"), ({"datastore_status": "read-only"}, "FTKVM-303"),
+    ({"datastore_status": "full"}, "FTKVM-304"), ({"datastore_status": "Input/output error"}, "FTKVM-302"),
+])  # fmt: skip
+def test_what_no_step_can_mend(changed: dict[str, object], code: str) -> None:
+    with pytest.raises(FtkvmError) as caught:
+        require(replace(good(), **changed), wish())  # type: ignore[arg-type]
+    assert caught.value.code == code
+
+
+def test_addresses_are_found_by_network() -> None:
+    cluster = ClusterFile("c", "id", "/srv/ftkvm", "10.0.0.0/24", "10.1.0.0/24", "10.2.0.0/24", ["br-vm"])
+    assert host_entry("host1", good(), cluster) == HostEntry("host1", "10.0.0.1", "10.1.0.1", "10.2.0.1")
+    with pytest.raises(FtkvmError) as caught:
+        host_entry("host1", replace(good(), addresses=("10.0.0.1/24", "10.2.0.1/24")), cluster)
+    assert caught.value.code == "FTKVM-212"
+    assert "ft" in caught.value.text
+
+
+class Local:
+    """Runs the steps' commands on this machine; the steps' paths are in a test's directory."""
+
+    host = "host1"
+
+    def run(self, command: str, stdin: bytes = b"", timeout_s: float = 60.0) -> Result:
+        done = subprocess.run(["sh", "-c", command], input=stdin, capture_output=True, timeout=timeout_s)
+        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def _steps(root: Path, count: int = 4) -> list[Step]:
+    return [
+        planning._file(str(root / f"d{number}" / "file"), f"new {number}".encode(), 0o640) for number in range(count)
+    ]
+
+
+def _content(root: Path) -> dict[str, str]:
+    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("failing", range(5))
+def test_a_failed_step_is_undone_with_those_before(tmp_path: Path, failing: int) -> None:
+    (tmp_path / "d1").mkdir()
+    (tmp_path / "d1/file").write_text("old 1")
+    before = _content(tmp_path)
+    steps = _steps(tmp_path)
+    steps.insert(failing, Step("bad", "fails", "echo reason >&2; exit 3", "true", "true"))
+    with pytest.raises(FtkvmError) as caught:
+        apply(Local(), steps, lambda *_: None, {})
+    assert caught.value.code == "FTKVM-209"
+    assert "reason" in caught.value.text
+    assert _content(tmp_path) == before
+
+
+def test_a_step_is_believed_only_with_its_proof(tmp_path: Path) -> None:
+    liar = Step("liar", "says it is done", "true", "test -e nothing", "true")
+    with pytest.raises(FtkvmError):
+        apply(Local(), [*_steps(tmp_path), liar], lambda *_: None, {})
+    assert _content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("interrupted", range(5))
+def test_interrupted_anywhere_it_can_be_run_again(tmp_path: Path, interrupted: int) -> None:
+    steps = _steps(tmp_path)
+    for step in steps[:interrupted]:  # the controller dies here: nothing is undone
+        Local().run(step.command, step.stdin)
+    apply(Local(), steps, lambda *_: None, {})
+    wanted = {f"d{number}/file": f"new {number}" for number in range(4)}
+    assert {name: text for name, text in _content(tmp_path).items() if not name.endswith("before")} == wanted
+    assert (tmp_path / "d0/file").stat().st_mode & 0o777 == 0o640
+
+
+def test_our_own_programs_messages_come_through() -> None:
+    error = FtkvmError("FTKVM-610", host="host1", path="/srv", cluster="c")
+    text = json.dumps({"error": error.to_json()})
+    with pytest.raises(FtkvmError) as caught:
+        apply(Local(), [Step("join", "join", f"echo '{text}' >&2; exit 1", "true", "true")], lambda *_: None, {})
+    assert caught.value.code == "FTKVM-610"
