@@ -48,6 +48,7 @@ def _run(session: Runner, step: Step) -> None:
             return
         done = proof
     _raise_known(done.stderr)
+    # the last words are the most telling
     words = (done.stderr.strip() or done.stdout.strip())[-400:] or f"exit status {done.status}"
     raise FtkvmError("FTKVM-209", host=session.host, step=step.name, detail=words)
 

@@ -138,13 +138,15 @@ def _package(facts: HostFacts, wish: Wish) -> Iterator[Step]:
 def _file(path: str, content: bytes, mode: int) -> Step:
     name, before = shlex.quote(path), shlex.quote(path + _BEFORE)
     directory, new = shlex.quote(path.rpartition("/")[0]), shlex.quote(path + ".new")
+    after = "; systemctl daemon-reload" if path.startswith("/etc/systemd/") else ""
     return Step(
         f"file {path}",
         f"write {path}",
         f"set -e; mkdir -p {directory}; umask 077; cat > {new}; chmod {mode:o} {new};"
         f" if [ -e {name} ]; then cp -p {name} {before}; fi; mv {new} {name}",
         f"echo '{hashlib.sha256(content).hexdigest()}  {path}' | sha256sum -c --quiet",
-        f"rm -f {new}; if [ -e {before} ]; then mv {before} {name}; else rm -f {name}; fi",
+        f"rm -f {new}; if [ -e {before} ]; then mv {before} {name}; else rm -f {name}; fi;"
+        f" rmdir -p --ignore-fail-on-non-empty {directory}{after}",
         stdin=content,
     )
 
@@ -169,7 +171,9 @@ def _services(facts: HostFacts, *, restart: bool) -> Iterator[Step]:
     yield Step(
         "services",
         "start the agent and the keeper" if not active else "restart the agent and the keeper (VMs go on)",
-        f"systemctl enable -q {units} && systemctl restart {units}",
+        f"systemctl enable -q {units} && systemctl restart {units}"
+        " || { journalctl -q _SYSTEMD_UNIT=ftkvm-agent.service + _SYSTEMD_UNIT=ftkvm-keeper.service"
+        " -n 3 -o cat >&2; exit 1; }",
         f"systemctl is-active -q {units}",
         f"systemctl restart {units}" if active else f"systemctl disable -q --now {units}",
     )

@@ -4,6 +4,7 @@ It may be killed at any moment: what it knows is read back from libvirt, the kee
 """
 
 import logging
+import os
 import queue
 import signal
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from fastapi import APIRouter
 
@@ -141,9 +143,28 @@ def make_context(config: HostConfig) -> AgentContext:
     )
 
 
+class _JournalFormatter(logging.Formatter):
+    """Puts the priority before each line, as the journal understands it (sd-daemon)."""
+
+    _PRIORITIES: ClassVar[dict[int, int]] = {
+        logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2,
+    }  # fmt: skip
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{self._PRIORITIES.get(record.levelno, 6)}>"
+        return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+def _log_to_journal() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    plain = logging.Formatter("%(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_JournalFormatter("%(name)s: %(message)s") if "JOURNAL_STREAM" in os.environ else plain)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
 def main() -> int:
     """Run the agent of this host; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    _log_to_journal()
     for noisy in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

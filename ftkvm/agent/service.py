@@ -12,7 +12,7 @@ from ftkvm.agent.operations import Operations
 from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import Pairs, VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
-from ftkvm.ports import DatastoreError, Json
+from ftkvm.ports import DatastoreError, Json, Progress
 
 log = logging.getLogger(__name__)
 _HAND_OVER_TIMEOUT_S = 15.0
@@ -229,10 +229,12 @@ class Service:
     def turn_off_here(self, uuid: str) -> Json:
         """Begin to turn FT off."""
         record, pairs = self.vms.find(uuid), self._pairs()
-        operation = self.operations.start(
-            "turn-off", record.name, uuid, lambda progress: pairs.turn_off(uuid, progress)
-        )
-        return asdict(operation)
+
+        def work(progress: Progress) -> None:
+            self.vms.own(record)  # before the pair's records lose their meaning
+            pairs.turn_off(uuid, progress)
+
+        return asdict(self.operations.start("turn-off", record.name, uuid, work))
 
     # helpers
 

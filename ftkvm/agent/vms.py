@@ -220,6 +220,17 @@ class Vms:
         owner = self.owner(uuid)[1]
         return bounded(self._ctx, read, f"ft/{uuid}") | ({owner} if owner else set())
 
+    def own(self, record: VmRecord) -> None:
+        """Note that the VM runs here, where a failover may have brought it.
+
+        safety: from now on only this file tells that a host which falls silent may still run the VM.
+
+        :raises DatastoreError: it could not be noted
+        """
+        number, owner = self.owner(record.uuid)
+        if owner != self._ctx.host and self._ctx.libvirt.domain(record.uuid) is not None:
+            self._claim(record, number)
+
     def _claim(self, record: VmRecord, expected: int) -> None:
         mine = {"host": self._ctx.host, "boot_id": self._ctx.boot_id, "at": time.time()}
         path = f"vms/{record.uuid}/owner/{expected + 1:07d}.json"
@@ -251,10 +262,11 @@ class Vms:
             nobody = {"host": None, "boot_id": self._ctx.boot_id, "at": time.time()}
             self._ctx.datastore.create_once(f"vms/{record.uuid}/owner/{number + 1:07d}.json", nobody)
 
+        if record.ft_enabled:  # the pair's own records say who may have a copy
+            return
         try:
-            number, owner = self.owner(record.uuid)
-            if owner == self._ctx.host:
-                bounded(self._ctx, lambda: write(number), f"vms/{record.uuid}/owner")
+            number, _owner = self.owner(record.uuid)
+            bounded(self._ctx, lambda: write(number), f"vms/{record.uuid}/owner")
         except DatastoreError as error:
             log.warning("%s; the VM is off, and the datastore still names this host", error)
 

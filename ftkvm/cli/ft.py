@@ -96,7 +96,7 @@ def _render(document: Json) -> Group:
     parts: list[Any] = [make_table(_COLUMNS, [_row(entry) for entry in vms]) if vms else Text("No VM is registered.")]
     for entry in vms:
         pair = entry["pair"] or {}
-        if pair.get("cause"):
+        if entry["ft"] and pair.get("cause"):
             parts.append(Text(f"{entry['name']}: {pair['cause']}", style="yellow"))
     for error in document["silent_hosts"].values():
         parts.append(Text(f"{error['code']} {error['text']}", style="red"))
@@ -108,6 +108,18 @@ def _row(entry: Json) -> tuple[object, ...]:
     if pair is None:
         ft = "off" if not entry["ft"] else "on, no copy answers"
         return (entry["name"], entry["state"], entry["host"], ft, None, None, None, None, None)
+    if not entry["ft"]:
+        return (
+            entry["name"],
+            entry["state"],
+            entry["host"],
+            "off",
+            None,
+            None,
+            None,
+            None,
+            _failover(pair.get("last_failover")),
+        )
     failover = pair.get("last_failover")
     interval = pair.get("checkpoint_interval_ms")
     return (

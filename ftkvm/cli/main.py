@@ -28,10 +28,12 @@ def cli() -> None:
 
 for command in (cluster, host, vm, enable, turn_off, status, explain):
     cli.add_command(command)
-if importlib.util.find_spec("ftkvm.lab") is not None:  # hosts have no lab
+if importlib.util.find_spec("ftkvm.lab") is not None:  # hosts have no lab, and no simulator
     from ftkvm.cli.lab import lab
+    from ftkvm.cli.simulate import simulate
 
     cli.add_command(lab)
+    cli.add_command(simulate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
