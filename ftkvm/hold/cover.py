@@ -49,7 +49,7 @@ class Cover:
         self._stop_wall_us = 0
         self._count_of_stop = 0
         self.checkpoints = 0
-        self.last_pause_us = 0
+        self.last_pause_us = self.pause_total_us = 0
         self.exited = False
 
     def clocks(self, wall_us: int, mono_us: int) -> None:
@@ -80,6 +80,7 @@ class Cover:
         if covered is not None:
             self.checkpoints += 1
             self.last_pause_us = max(0, stamp_us - self._stop_wall_us)
+            self.pause_total_us += self.last_pause_us
         return covered
 
     def exit(self) -> None:

@@ -2,9 +2,10 @@
 
 Why QEMU cannot deadlock against the proxy: QEMU's main thread writes ``tx`` and reads ``rx``, its compare thread reads
 ``compare_in`` and writes ``compare_out``, and its writes block. ``compare_out`` is always read, so the compare thread
-waits for nobody. ``tx`` is read unless ``compare_in`` is behind while ``rx`` is not: then only the compare thread is
-slow, and letting the main thread wait for it is what the direct connection without a proxy would do, too. Whatever
-cannot be sent and has no room is dropped, as a network drops it; both copies of the guest then send it again.
+waits for nobody. ``tx`` is not read while ``compare_in`` is behind *and moves*: then the compare thread is slow, and
+the main thread waits for it as it would without a proxy. If ``compare_in`` does not move for ``STUCK_US`` (colo-compare
+is being removed, or hangs), ``tx`` is read on. Whatever cannot be sent and has no room is dropped, as a network drops
+it; both copies of the guest then send it again.
 """
 
 import socket
@@ -18,6 +19,7 @@ from ftkvm.hold.frames import Mode, Way
 
 BUFFER_BYTES = 1 << 20
 BEHIND_BYTES = 4 << 20
+STUCK_US = 50_000
 BACKLOG_LIMIT_BYTES = 32 << 20
 HOLD_LIMIT_BYTES = 16 << 20
 _SO_SNDBUFFORCE = 32
@@ -44,6 +46,7 @@ class Outlet:
         self.socket: socket.socket | None = None
         self.closed = False
         self.backlog_bytes = 0
+        self.moved_us = 0
         self._backlog: deque[memoryview] = deque()
 
     def connected(self, sock: socket.socket) -> None:
@@ -96,7 +99,9 @@ class Outlet:
         if self.socket is None:
             return 0
         try:
-            return self.socket.sendmsg(chunks)
+            sent = self.socket.sendmsg(chunks)
+            self.moved_us = mono_us()
+            return sent
         except BlockingIOError:
             return 0
         except OSError:  # QEMU closed its end; the reading side will see that
@@ -118,8 +123,8 @@ class Nic:
     def wants_tx(self) -> bool:
         """Whether ``tx`` should be read now (see the module's docstring)."""
         connected = self.compare_in.socket is not None and self.rx.socket is not None
-        behind = self.compare_in.backlog_bytes > BEHIND_BYTES and self.rx.backlog_bytes == 0
-        return connected and not behind
+        behind = self.compare_in.backlog_bytes > BEHIND_BYTES
+        return connected and not (behind and mono_us() - self.compare_in.moved_us < STUCK_US)
 
     def from_guest(self, sock: socket.socket) -> bool:
         """Read ``tx`` once and send each run its way; False at the end of the stream. Raises FramingError."""
@@ -161,8 +166,9 @@ class Nic:
             return True
         self._out_filled += count
         used = frames.whole_frames(self._out, self._out_filled)
+        if used and not self.rx.send(view[:used]):
+            self.counters.dropped += 1  # at least: how many frames that were is not counted on this way
         if used:
-            self.rx.send(view[:used])
             _move_to_front(view, used, self._out_filled)
             self._out_filled -= used
         return count > 0

@@ -13,14 +13,12 @@ from pathlib import Path
 
 from ftkvm.hold.config import HoldConfig, NicConfig
 from ftkvm.hold.cover import Cover
-from ftkvm.hold.nic import Nic, Outlet, mono_us
+from ftkvm.hold.nic import STUCK_US, Nic, Outlet, mono_us
 from ftkvm.hold.qmp import EventMonitor, MonitorGone
 
 log = logging.getLogger(__name__)
 
 RATE_PERIOD_S = 1.0
-READS_PER_TURN = 4
-"""Of one socket before the others get their turn (each read takes up to 1 MiB)."""
 
 
 class Proxy:
@@ -34,8 +32,7 @@ class Proxy:
         self.nics: dict[str, Nic] = {}
         self._tx_sockets: dict[socket.socket, tuple[Nic, Callable[[int], None]]] = {}
         self._connected: set[socket.socket] = set()
-        self._ever_connected = False
-        self._writers: dict[socket.socket, tuple[int, Callable[[int], None]]] = {}
+        self._ever_connected = self._waiting = False
         self._paths: list[str] = []
         self._rate_at_s, self._rate_bytes, self.tx_bytes_per_s = time.monotonic(), 0, 0
         for nic in config.nics:
@@ -170,6 +167,7 @@ class Proxy:
             "exited": self.cover.exited,
             "checkpoints": self.cover.checkpoints,
             "last_pause_ms": self.cover.last_pause_us / 1000,
+            "pause_total_ms": self.cover.pause_total_us / 1000,
             "tx_bytes_per_s": self.tx_bytes_per_s,
             "nics": {
                 name: asdict(nic.counters)
@@ -196,7 +194,7 @@ class Proxy:
         """Carry frames until QEMU has closed everything. Raises FramingError if a stream is out of step."""
         notified = False
         while self._connected or not self._ever_connected:
-            for key, mask in self.selector.select(RATE_PERIOD_S):
+            for key, mask in self.selector.select(STUCK_US / 1e6 if self._waiting else RATE_PERIOD_S):
                 if key.fileobj in self.selector.get_map():  # not closed by an earlier one of this turn
                     key.data(mask)
             self._steer()
@@ -224,6 +222,7 @@ class Proxy:
                 self.selector.register(sock, selectors.EVENT_READ, read)
             elif listening and not nic.wants_tx():
                 self.selector.unregister(sock)
+        self._waiting = any(not nic.wants_tx() for nic, _ in self._tx_sockets.values())
 
     def close(self) -> None:
         """Remove the sockets' names."""

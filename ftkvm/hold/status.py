@@ -1,0 +1,62 @@
+"""Read a hold proxy's status (for the agent). The proxy writes one JSON line to whoever connects."""
+
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NicStatus:
+    """One NIC: frames so far, except ``bytes_tx``; ``*_now`` and ``oldest_held_ms`` are what waits at the moment."""
+
+    compared: int
+    held: int
+    released: int
+    passed: int
+    dropped: int
+    bytes_tx: int
+    held_frames_now: int
+    held_bytes_now: int
+    oldest_held_ms: float
+    backlog_bytes: int
+
+
+@dataclass(frozen=True)
+class HoldStatus:
+    """``ready``: it listens and its monitor answers; ``connected``: of QEMU's four sockets per NIC; ``exited``: COLO
+    ended, nothing is released any more; pauses are from STOP to RESUME as QEMU stamped them."""
+
+    ready: bool
+    connected: int
+    exited: bool
+    checkpoints: int
+    last_pause_ms: float
+    pause_total_ms: float
+    tx_bytes_per_s: int
+    nics: dict[str, NicStatus]
+
+    @property
+    def held_frames(self) -> int:
+        """Frames that had to wait so far, of all NICs."""
+        return sum(nic.held for nic in self.nics.values())
+
+
+def from_json(doc: dict[str, Any]) -> HoldStatus:
+    nics = {name: NicStatus(**nic) for name, nic in doc["nics"].items()}
+    fields = {name: doc[name] for name in HoldStatus.__dataclass_fields__ if name != "nics"}
+    return HoldStatus(nics=nics, **fields)
+
+
+def fetch(path: Path, timeout_s: float = 1.0) -> HoldStatus:
+    """Raises OSError (also on time-out) if the proxy does not answer, ValueError on an answer that is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout_s)
+        sock.connect(str(path))
+        with sock.makefile("rb") as lines:
+            line = lines.readline()
+    try:
+        return from_json(json.loads(line))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error!r}") from error
