@@ -224,8 +224,8 @@ def _as_primary(obs: Observation, record: PairRecord, settings: FtSettings) -> D
 def _primary_with_bad_disk(obs: Observation) -> Decision:
     """The guest was told that a write is done which only the secondary's disk has: the secondary must go on, not this.
 
-    safety: destroying the own copy before anybody has won risks the VM's life if the secondary dies in that moment; going
-    on alone would lose acknowledged writes for certain. Without a fit secondary this copy stays, held, and status says so.
+    safety: destroying the own copy before anybody has won risks the VM's life if the secondary dies in that moment;
+    going on alone would lose acknowledged writes for certain. Without a fit secondary this copy stays, held.
     """
     said = said_now(obs)
     if said is not None and said.qemu is PeerQemu.LOADED and said.datastore is DatastoreState.OK:

@@ -179,12 +179,12 @@ def is_committed(plan: Plan, journal: Journal, observed: Mapping[str, bool]) -> 
 
 
 def _forward(plan: Plan, journal: Journal, observed: Mapping[str, bool]) -> Move:
-    for step in plan.steps:
+    for step, following in zip(plan.steps, (*plan.steps[1:], None), strict=True):
         mark = journal.marks.get(step.name)
         if mark is None:
             return Run(step)
-        if mark is Mark.DONE:
-            continue
+        if mark is Mark.DONE or (following is not None and following.name in journal.marks):
+            continue  # a step is begun only when the proof of the one before it was seen
         proof = observed.get(step.proves)
         if proof is None:
             return NeedsObservation(step)

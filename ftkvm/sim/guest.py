@@ -67,8 +67,11 @@ class Copy:
 class Colo:
     """The mirror between a primary and a secondary copy. Dies with either; nobody notices a silent peer."""
 
-    def __init__(self, clock: Clock, primary: Copy, secondary: Copy, interval_ms: int) -> None:
+    def __init__(
+        self, clock: Clock, primary: Copy, secondary: Copy, interval_ms: int, wake: Callable[[Copy], None]
+    ) -> None:
         self.clock = clock
+        self.wake = wake  # an event for the agent
         self.primary = primary
         self.secondary = secondary
         self.interval_ms = interval_ms
@@ -163,6 +166,7 @@ class Colo:
             copy.stopped = copy is self.secondary  # a primary runs on after it, a secondary waits
             copy.noise = 0  # the hold proxy drops what it holds
             copy.exited_at = copy.host.kernel_now()
+            copy.host.after(0, 3, lambda: self.wake(copy))
 
 
 class Guest:
@@ -172,6 +176,7 @@ class Guest:
         self.clock = clock
         self.mounts = mounts
         self.out = out
+        self.wake: Callable[[Copy], None] = lambda copy: None
         self.copies: list[Copy] = []
         self.colo: Colo | None = None
         self.hold = True  # False: uncompared frames pass at once (a deliberate break)
@@ -185,7 +190,7 @@ class Guest:
         secondary = next((c for c in self.copies if c.host.name == target and c.alive and c.epoch == epoch), None)
         if secondary is None or secondary.state is not QemuState.SECONDARY_LOADING:
             return False
-        colo = Colo(self.clock, primary, secondary, self.clock.rng.choice((100, 200, 500)))
+        colo = Colo(self.clock, primary, secondary, self.clock.rng.choice((100, 200, 500)), self.wake)
         if not colo.talks or primary.guest_off or "ok" != self.mounts[target] != self.mounts[primary.host.name]:
             return False
         primary.epoch = epoch

@@ -119,7 +119,8 @@ def apply(world: World, faults: list[Fault]) -> None:
         _, act, undo = FAULTS[fault.what]
 
         def strike(fault: Fault = fault, act: Act = act) -> None:
-            world.check.disturbed_at = world.clock.now
+            if fault.what != "power-off-guest":
+                world.check.disturbed_at = world.clock.now
             act(world, fault.host)
 
         def heal(fault: Fault = fault, undo: Act = undo) -> None:

@@ -76,8 +76,14 @@ class World:
         self.storage.files.records[1] = record
         for name in ("h1", "h2"):
             self.keepers[name].set_pair(spec_of(record, name))
+        self.guest.wake = self._wake
         self.guest.start_colo(primary, "h2", 1)
         self.check = Checker(live=primary)
+
+    def _wake(self, copy: Copy) -> None:
+        """A QMP event reaches the agent, if one listens."""
+        if copy.alive and self.agents[copy.host.name].alive:
+            self.agents[copy.host.name].step()
 
     # ---------------------------------------------------------------------------------- what agents reach
 

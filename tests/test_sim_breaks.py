@@ -1,0 +1,120 @@
+"""The checker is worth something only if it finds what is wrong: the core, broken on purpose, one way at a time."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from ftkvm.core import pair as core
+from ftkvm.core.pair import Decision, FtSettings, Observation, QemuState
+from ftkvm.core.reasons import Reason
+from ftkvm.sim.run import run_seed
+from ftkvm.sim.script import Fault
+from ftkvm.sim.world import Breaks
+
+Decide = Callable[[Observation, FtSettings], Decision]
+
+
+def _replace_actions(swap: Callable[[Observation, core.Action], core.Action]) -> Decide:
+    def broken(obs: Observation, settings: FtSettings) -> Decision:
+        decision = core.decide(obs, settings)
+        return replace(decision, actions=tuple(swap(obs, action) for action in decision.actions))
+
+    return broken
+
+
+def _see(change: Callable[[Observation], Observation]) -> Decide:
+    return lambda obs, settings: core.decide(change(obs), settings)
+
+
+def _live_without_arbitration(obs: Observation, action: core.Action) -> core.Action:
+    if not isinstance(action, core.Arbitrate):
+        return action
+    return core.GoLive(action.epoch) if obs.qemu is QemuState.SECONDARY_LOADED else core.GoOnAlone(action.epoch)
+
+
+def _loser_goes_on(obs: Observation, action: core.Action) -> core.Action:
+    if action == core.DestroyOwn(Reason.LOST) and obs.record is not None:
+        return core.GoOnAlone(obs.record.epoch) if obs.qemu is QemuState.PRIMARY else core.GoLive(obs.record.epoch)
+    return action
+
+
+def _half_loaded_counts(obs: Observation) -> Observation:
+    loading = obs.qemu is QemuState.SECONDARY_LOADING
+    return replace(obs, qemu=QemuState.SECONDARY_LOADED) if loading else obs
+
+
+def _shutdown_is_a_failure(obs: Observation, settings: FtSettings) -> Decision:
+    said = obs.peer.said
+    if said is not None and said.qemu is core.PeerQemu.SHUTDOWN:
+        said = replace(said, qemu=core.PeerQemu.GONE)
+    qemu = (
+        QemuState.SECONDARY_LOADED if obs.qemu is QemuState.SHUT_DOWN and obs.role is core.Role.SECONDARY else obs.qemu
+    )
+    seen = replace(obs, peer=replace(obs.peer, said=said), qemu=qemu)
+    return core.decide(seen, replace(settings, shutdown_grace_ms=0))
+
+
+def _bad_disk_is_fine(obs: Observation) -> Observation:
+    return replace(obs, replication_error=False, own_disk_error=False)
+
+
+def _suicide_when_alone(obs: Observation, action: core.Action) -> core.Action:
+    return core.DestroyOwn(Reason.LOST) if isinstance(action, core.Arbitrate) else action
+
+
+def _never_promotes(obs: Observation, action: core.Action) -> core.Action:
+    return core.Nothing(Reason.HEALTHY) if isinstance(action, core.GoLive) else action
+
+
+def _zombies_never_die(obs: Observation, action: core.Action) -> core.Action:
+    return core.Nothing(Reason.HEALTHY) if isinstance(action, core.DestroyOwn) else action
+
+
+CRASH = [Fault(2000, "crash", "h1", 0)]
+FREEZE = [Fault(2000, "freeze", "h1", 4000)]
+CUT = [Fault(2000, "cut-ft", "h1", 4000)]
+POWER_OFF = [Fault(5000, "power-off-guest", "h1", 0)]
+UNTOLD = [Fault(2000, "cut-management", "h1", 0), *FREEZE]
+LOST_WRITES = [
+    Fault(2000, "kill-agent", "h1", 0),
+    Fault(2050, "fail-storage", "h2", 800),
+    Fault(3600, "crash", "h1", 0),
+]
+
+#: name: (the break, the history that shows it, what the checker has to say)
+BREAKS: dict[str, tuple[Breaks, list[Fault] | None, str]] = {
+    "goes live without asking": (
+        Breaks(_replace_actions(_live_without_arbitration)),
+        CRASH,
+        "the winner file says None",
+    ),
+    "the loser goes on": (Breaks(_replace_actions(_loser_goes_on)), CUT, "the winner file says Winner"),
+    "half loaded counts": (Breaks(_see(_half_loaded_counts)), None, "."),
+    "shutdown is a failure": (Breaks(_shutdown_is_a_failure), POWER_OFF, "powered itself off|guest is off"),
+    "missed writes are fine": (Breaks(_see(_bad_disk_is_fine)), LOST_WRITES, "misses acknowledged writes"),
+    "both destroy themselves": (Breaks(_replace_actions(_suicide_when_alone)), CUT, "need not be"),
+    "nobody is promoted": (Breaks(_replace_actions(_never_promotes)), CRASH, "no answers|need not be"),
+    "losers are not destroyed": (Breaks(_replace_actions(_zombies_never_die)), UNTOLD, "not protected again"),
+    "a late answer is credited to the next epoch": (Breaks(trust_old_answers=True), None, "the winner file"),
+    "no hold proxy, no gate": (Breaks(no_hold=True, no_gate=True), FREEZE, "uncompared frame|gate"),
+}
+SEEDS = 300  # the first that shows it ends the search
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_the_checker_finds_it(name: str) -> None:
+    breaks, script, says = BREAKS[name]
+    failures = (run_seed(seed, breaks, script).failure for seed in range(1, SEEDS + 1))
+    assert any(re.search(says, failure) for failure in failures if failure), f"{SEEDS} seeds, and nobody noticed"
+
+
+@pytest.mark.parametrize("name", [name for name, (_, script, _) in BREAKS.items() if script is not None])
+def test_without_the_break_the_same_history_is_fine(name: str) -> None:
+    script = BREAKS[name][1]
+    assert [result.failure for result in (run_seed(seed, None, script) for seed in range(1, 6)) if result.failure] == []
+
+
+def test_a_seed_is_one_history() -> None:
+    assert run_seed(7) == run_seed(7)
