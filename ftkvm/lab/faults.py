@@ -26,11 +26,11 @@ def crash(name: str) -> None:
 
 def start(name: str) -> None:
     """Power on after a crash; returns when the host answers."""
+    host = lab.host(name)
     with exclusive(names.LOCK, "the lab's lock"):
-        host = lab.host(name)
         there = lab.record()
         host.boot(names.IMAGES / there.image, there.memory_mib)
-        host.wait_ready()
+    host.wait_ready()
 
 
 def freeze(name: str) -> None:

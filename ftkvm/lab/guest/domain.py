@@ -72,7 +72,9 @@ def install_files() -> build.GuestFiles:
     return build.GuestFiles(seen / "vmlinuz", seen / "initrd")
 
 
-def create(name: str, host: Host, disk_size: str, memory_mib: int, vcpus: int) -> Guest:
+def create(
+    name: str, host: Host, disk_size: str, memory_mib: int, vcpus: int, directory: str = names.DATASTORE_MOUNT
+) -> Guest:
     """Makes a guest's disk and defines its domain on a host, as an administrator would: over SSH, with virsh."""
     if name in guests():
         raise FtkvmError("FTKVM-729", guest=name)
@@ -81,10 +83,10 @@ def create(name: str, host: Host, disk_size: str, memory_mib: int, vcpus: int) -
     files = install_files()
     used = {g.number for g in guests().values()}
     number = next(n for n in range(FIRST_NUMBER, 250) if n not in used)
-    disk = f"{names.DATASTORE_MOUNT}/images/{name}.qcow2"
+    disk = f"{directory}/images/{name}.qcow2"
     made = Guest(name, str(uuid.uuid4()), number, disk)
-    (names.DATASTORE / "images").mkdir(exist_ok=True)
     seat = operator.environment()
+    run(operator.ssh(host.name, ["mkdir", "-p", f"{directory}/images"]), env=seat)
     run(operator.ssh(host.name, ["qemu-img", "create", "-q", "-f", "qcow2", disk, disk_size]), env=seat)
     run(
         operator.ssh(host.name, ["virsh", "define", "/dev/stdin"]),

@@ -1,0 +1,49 @@
+# The README's commands. Everything that needs the lab needs root.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PACKAGES := python3 python3-venv debootstrap systemd-container bindfs fuse3 nftables tcpdump iproute2 iputils-ping \
+            qemu-utils gcc libc6-dev xz-utils git openssh-client util-linux ca-certificates
+
+.PHONY: setup packages demo test check format bench soak clean
+
+setup: packages $(VENV)/ready ## what this machine lacks, and the Python environment
+
+packages:
+	@missing=""; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  [ "$$(id -u)" = 0 ] || { echo "run 'make setup' as root, or install:$$missing"; exit 1; }; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
+$(VENV)/ready: pyproject.toml
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --upgrade pip
+	$(VENV)/bin/pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: setup ## a host dies silently, its VM's client notices a short pause: the story, and build/demo.json
+	$(PYTHON) -m ftkvm.lab.demo
+
+check: $(VENV)/ready ## format, lint, types, and the tests that need no lab
+	$(VENV)/bin/ruff format --check ftkvm hostprep tests
+	$(VENV)/bin/ruff check ftkvm hostprep tests
+	$(VENV)/bin/mypy
+	$(PYTHON) -m pytest -q -m "not lab"
+
+test: setup check ## all of check, then the lab's tests on real hosts
+	$(PYTHON) -m pytest -q -m lab
+
+bench: setup ## unprotected against protected, build/bench.json
+	$(PYTHON) -m ftkvm.lab.bench
+
+soak: setup ## the long round of faults, build/soak.json
+	$(PYTHON) -m ftkvm.lab.soak
+
+format: $(VENV)/ready
+	$(VENV)/bin/ruff format ftkvm hostprep tests
+	$(VENV)/bin/ruff check --fix ftkvm hostprep tests
+
+clean: ## takes the lab down and removes what was built
+	-$(VENV)/bin/ftkvm lab down
+	rm -rf build $(VENV)

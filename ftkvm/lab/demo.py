@@ -1,0 +1,256 @@
+"""``make demo``: a host dies silently; the client of its VM notices a short pause and nothing else."""
+
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.lab import faults, lab, ledger, names
+from ftkvm.lab.client import Capture, CounterClient, GapProbe, LedgerClient, wait_for_guest
+from ftkvm.lab.guest import domain
+from ftkvm.lab.host import Host
+from ftkvm.lab.stage import Stage
+
+VM = "vm1"
+REPORT = Path("build/demo.json")
+PROTECT_TIMEOUT_S = 60
+REPROTECT_TIMEOUT_S = 90
+STREAM_S = 5.0
+"""How long the client streams before and after each event."""
+
+
+@dataclass
+class Story:
+    """Tells what happens, with the time since the start, and keeps the figures for the report."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:6.1f} s] {text}", flush=True)
+
+    def chapter(self, text: str) -> None:
+        print(f"\n== {text}", flush=True)
+
+    def note(self, **figures: Any) -> None:
+        self.figures.update(figures)
+
+    def write(self) -> None:
+        """Writes the report, also of a run that failed half-way."""
+        self.note(total_s=round(time.monotonic() - self.started, 1))
+        REPORT.parent.mkdir(exist_ok=True)
+        REPORT.write_text(json.dumps(self.figures, indent=2, sort_keys=True) + "\n")
+
+
+@dataclass(frozen=True)
+class Clients:
+    """All that hangs on the VM: three connections made once, and a look at the switch."""
+
+    counter: CounterClient
+    probe: GapProbe
+    records: LedgerClient
+    capture: Capture
+
+    def mark(self) -> None:
+        for each in (self.counter, self.probe, self.records):
+            each.mark()
+        self.capture.mark()
+
+    def broken(self) -> list[str]:
+        return [f"{e.name}: {e.broken}" for e in (self.counter, self.probe, self.records) if e.broken]
+
+    def wait_progress(self, timeout_s: float) -> None:
+        """Waits until each connection has carried something new."""
+        before = (self.counter.last, self.probe.received, len(self.records.acknowledged))
+        deadline = time.monotonic() + timeout_s
+        while True:
+            now = (self.counter.last, self.probe.received, len(self.records.acknowledged))
+            if all(n > b for n, b in zip(now, before, strict=True)):
+                return
+            if self.broken() or time.monotonic() > deadline:
+                raise FtkvmError("FTKVM-727", vm=VM, timeout_s=f"{timeout_s:.0f}", detail="; ".join(self.broken()))
+            time.sleep(0.01)
+
+
+def play(stage: Stage, story: Story) -> None:
+    """The story on a stage of bare hosts that run."""
+    story.chapter("A cluster of three hosts, prepared over SSH")
+    stage.create_cluster(story.say)
+    guest = _vm(stage, story)
+    with (
+        CounterClient(guest.address) as counter,
+        GapProbe(guest.address) as probe,
+        LedgerClient(guest.address, every_s=0.01) as records,
+        Capture(list(stage.hosts)) as capture,
+    ):
+        clients = Clients(counter, probe, records, capture)
+        _protect(stage, story, clients)
+        dead = _crash(stage, story, clients, guest)
+        _repair(stage, story, clients, dead)
+        story.note(
+            connection_survived=not clients.broken(),
+            counter_gaps=counter.gaps,
+            counter_last=counter.last,
+            records_refused=len(records.refused),
+            broken=clients.broken(),
+        )
+        records.close()
+        acknowledged = list(records.acknowledged)
+    _prove(stage, story, acknowledged)
+
+
+def _vm(stage: Stage, story: Story) -> domain.Guest:
+    story.chapter(f"A VM: {VM}")
+    first = Host(stage.hosts[0])
+    guest = domain.create(VM, first, "1G", 192, 1, stage.datastore)
+    story.note(kvm=domain.kvm_state())
+    story.say(
+        f"guests are {'run by KVM' if domain.kvm_state() == 'yes' else 'emulated; KVM here: ' + domain.kvm_state()}"
+    )
+    stage.ftkvm("vm", "register", VM, "--host", first.name)
+    stage.ftkvm("vm", "start", VM, "--host", first.name)
+    story.say(f"{VM} answers at {guest.address} after {wait_for_guest(guest.address):.1f} s")
+    return guest
+
+
+def _protect(stage: Stage, story: Story, clients: Clients) -> None:
+    story.chapter("A client streams; fault tolerance is turned on")
+    time.sleep(STREAM_S)
+    story.note(unprotected_round_trip_ms=_median(clients.probe), unprotected_pause_ms=_pause(clients.probe))
+    clients.mark()
+    started = time.monotonic()
+    stage.ftkvm("enable", VM)
+    pair = stage.wait_protected(VM, PROTECT_TIMEOUT_S)
+    story.note(protect_s=round(time.monotonic() - started, 2))
+    clients.wait_progress(10)
+    story.note(protect_pause_ms=_pause(clients.probe))
+    story.say(
+        f"protected in {story.figures['protect_s']} s: primary on {pair['host']}, secondary on "
+        f"{pair['secondary_host']}; the client's longest pause meanwhile was {_pause(clients.probe)} ms"
+    )
+    clients.probe.round_trip_ms.clear()
+    clients.mark()
+    time.sleep(STREAM_S)
+    story.note(protected_round_trip_ms=_median(clients.probe), protected_pause_ms=_pause(clients.probe))
+    story.say(
+        f"round trip {story.figures['unprotected_round_trip_ms']} ms before, "
+        f"{story.figures['protected_round_trip_ms']} ms now"
+    )
+
+
+def _crash(stage: Stage, story: Story, clients: Clients, guest: domain.Guest) -> str:
+    pair = stage.pair(VM)
+    dead, epoch = str(pair["host"]), int(pair["epoch"])
+    story.chapter(f"{dead}, where {VM} runs, loses its power")
+    clients.mark()
+    at = time.monotonic()
+    faults.crash(dead)
+    clients.wait_progress(30)
+    story.note(client_gap_ms=_pause(clients.probe), counter_gap_ms=_pause(clients.counter))
+    story.say(f"the client goes on, on the same connections, after {story.figures['client_gap_ms']} ms")
+    after = stage.wait_protected(VM, REPROTECT_TIMEOUT_S, after_epoch=epoch)
+    failover = after.get("last_failover") or {}
+    story.note(
+        reprotect_s=round(time.monotonic() - at, 2),
+        promote_ms=failover.get("promote_ms"),
+        failover=failover,
+        reprotect_pause_ms=_pause(clients.probe),
+    )
+    story.say(
+        f"promoted on {after['host']} in {failover.get('promote_ms')} ms; protected again on "
+        f"{after['secondary_host']}, {story.figures['reprotect_s']} s after the loss"
+    )
+    emitters = {host: e.frames for host, e in clients.capture.emitters(guest.mac).items() if e.last > at + 1}
+    story.note(emitters_after_crash=emitters)
+    story.say(f"frames of {VM} on the switch since, by host: {emitters}")
+    return dead
+
+
+def _repair(stage: Stage, story: Story, clients: Clients, dead: str) -> None:
+    story.chapter(f"{dead} gets its power back")
+    started = time.monotonic()
+    faults.start(dead)
+    story.say(f"{dead} has booted")
+    while trouble := stage.host_trouble(dead):
+        if time.monotonic() - started > 60:
+            raise FtkvmError("FTKVM-710", what=f"{dead} to be usable ({trouble})", timeout_s="60")
+        time.sleep(0.5)
+    story.note(host_back_s=round(time.monotonic() - started, 2))
+    story.say(f"{dead} is a usable host of the cluster again after {story.figures['host_back_s']} s")
+    time.sleep(STREAM_S)
+    clients.wait_progress(10)
+
+
+def _prove(stage: Stage, story: Story, acknowledged: list[int]) -> None:
+    story.chapter("The proof on the disk")
+    stage.ftkvm("turn-off", VM)
+    host = str(stage.vm_status(VM)["host"])
+    disk = stage.disk_of(VM, host)
+    stage.ftkvm("vm", "stop", VM)
+    verdict = ledger.verify(Host(host), disk, acknowledged)
+    ledger.image_check(Host(host), disk)
+    story.note(
+        acknowledged_records=verdict.acknowledged,
+        lost_records=len(verdict.lost),
+        doubled_records=len(verdict.doubled),
+        wrong_records=len(verdict.wrong),
+        image_check="clean",
+    )
+    story.say(
+        f"{verdict.acknowledged} records were acknowledged: {len(verdict.lost)} lost, {len(verdict.doubled)} "
+        f"doubled, {len(verdict.wrong)} wrong; the image check is clean"
+    )
+
+
+def _pause(stream: CounterClient | GapProbe | LedgerClient) -> float:
+    return round(stream.longest_pause_ms(), 1)
+
+
+def _median(probe: GapProbe) -> float:
+    return round(median(probe.round_trip_ms), 2) if probe.round_trip_ms else 0.0
+
+
+def judge(figures: dict[str, Any]) -> list[str]:
+    """What of a finished run is not as promised; empty when all is."""
+    wrong = [
+        key
+        for key in ("counter_gaps", "lost_records", "doubled_records", "wrong_records", "records_refused")
+        if figures.get(key) != 0
+    ]
+    if figures.get("connection_survived") is not True:
+        wrong.append("connection_survived")
+    if len(figures.get("emitters_after_crash", {})) != 1:
+        wrong.append("emitters_after_crash")
+    return wrong
+
+
+def main() -> int:
+    """A lab from nothing, the story, the report; 0 when everything held."""
+    story = Story()
+    story.note(machine={"cpus": os.cpu_count(), "kernel": platform.release(), "arch": platform.machine()})
+    try:
+        story.chapter("The lab")
+        lab.down(story.say)
+        lab.up(3, None, story.say)
+        story.note(lab_s=round(time.monotonic() - story.started, 1))
+        play(Stage(tuple(names.host_names(3))), story)
+    except FtkvmError as error:
+        story.note(error=error.to_json())
+        story.say(f"{error}\n  cause:  {error.cause}\n  remedy: {error.remedy}")
+        return error.message.exit_status
+    finally:
+        story.write()
+    wrong = judge(story.figures)
+    story.chapter("Not as promised: " + ", ".join(wrong) if wrong else "All held")
+    print(f"Figures: {REPORT}   The lab is still up (`ftkvm lab status`); `ftkvm lab down` removes it.")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

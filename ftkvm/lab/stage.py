@@ -1,0 +1,102 @@
+"""The operator's commands as a person would type them, on a stage (some hosts, a datastore); for demo and tests."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.lab import names, operator
+from ftkvm.lab.host import Host
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some hosts of the lab that form one cluster."""
+
+    hosts: tuple[str, ...]
+    home: Path = names.OPERATOR
+    datastore: str = names.DATASTORE_MOUNT
+
+    def host(self, name: str) -> Host:
+        return Host(name)
+
+    def ftkvm(self, *words: str, timeout_s: float = 120) -> str:
+        """Runs ``ftkvm WORDS`` at the operator's seat; FTKVM-709 with its words if it fails."""
+        command = operator.command([sys.executable, "-m", "ftkvm.cli", *words])
+        environment = {**operator.environment(), "FTKVM_HOME": str(self.home)}
+        try:
+            done = subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise FtkvmError("FTKVM-710", what=f"ftkvm {' '.join(words)}", timeout_s=f"{timeout_s:.0f}") from None
+        if done.returncode:
+            raise FtkvmError(
+                "FTKVM-709",
+                command=f"ftkvm {' '.join(words)}",
+                detail=f"status {done.returncode}: {(done.stdout + done.stderr).strip()[-1500:]}",
+            )
+        return done.stdout
+
+    def create_cluster(self, say: Callable[[str], None]) -> None:
+        """Cluster and hosts, from bare hosts."""
+        networks = [f"--{n}-network={names.NETWORKS[n].prefix}.0/24" for n in names.HOST_NETWORKS]
+        self.ftkvm("cluster", "create", "lab", f"--datastore={self.datastore}", *networks)
+        for host in self.hosts:
+            started = time.monotonic()
+            self.ftkvm("host", "add", host)
+            say(f"{host} is prepared and in the cluster ({time.monotonic() - started:.1f} s)")
+
+    def vm_status(self, vm: str) -> dict[str, Any]:
+        """What ``ftkvm status`` says of a VM; empty when it cannot say anything now."""
+        try:
+            found = json.loads(self.ftkvm("status", vm, "--output", "json", timeout_s=20))["vms"]
+        except (FtkvmError, ValueError):
+            return {}
+        return dict(found[0]) if found else {}
+
+    def pair(self, vm: str) -> dict[str, Any]:
+        """The pair of a VM as ``ftkvm status`` shows it; empty when there is none."""
+        return dict(self.vm_status(vm).get("pair") or {})
+
+    def wait_protected(self, vm: str, timeout_s: float, after_epoch: int = 0) -> dict[str, Any]:
+        """Waits until the VM is protected in a later epoch; the pair. FTKVM-710 when it is not in time."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            pair = self.pair(vm)
+            if pair.get("state") == "protected" and int(pair.get("epoch") or 0) > after_epoch:
+                return pair
+            if time.monotonic() > deadline:
+                raise FtkvmError(
+                    "FTKVM-710",
+                    what=f"{vm} to be protected (it is: {pair.get('shown_as')}, {pair.get('cause')})",
+                    timeout_s=f"{timeout_s:.0f}",
+                )
+            time.sleep(0.2)
+
+    def host_trouble(self, host: str) -> str:
+        """Why a host is not usable, as ``ftkvm host list`` says; empty when it is."""
+        for row in json.loads(self.ftkvm("host", "list", "--output", "json")):
+            if row["name"] == host:
+                well = row["answers"] and not row.get("error") and row.get("datastore") == "ok"
+                return "" if well else str(row)
+        return "not in the list"
+
+    def disk_of(self, vm: str, host: str) -> str:
+        """The image a running VM writes to, as libvirt on its host has it."""
+        for line in Host(host).run(["virsh", "domblklist", "--", vm]).splitlines():
+            words = line.split()
+            if words and words[0] == "vda":
+                return words[1]
+        raise FtkvmError("FTKVM-726", vm=vm)
