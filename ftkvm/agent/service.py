@@ -259,7 +259,7 @@ class Service:
         if not places.silent:
             return set()
         try:
-            return set(places.silent) & self.vms.possible_hosts(record.uuid)
+            return set(places.silent) & self.vms.possible_hosts(record)
         except DatastoreError:  # nothing is known, so any of them may
             return set(places.silent)
 

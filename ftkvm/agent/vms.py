@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # libvirt's binding exists on hosts only
 log = logging.getLogger(__name__)
 _LIST_TIMEOUT_S = 0.7
 _OWNER = re.compile(r"(\d{7})\.json")
+_PAIR = re.compile(r"epoch-\d{4,}\.pair")
 
 
 class Pairs(Protocol):
@@ -207,18 +208,30 @@ class Vms:
 
         return bounded(self._ctx, read, f"vms/{uuid}/owner")
 
-    def possible_hosts(self, uuid: str) -> set[str]:
-        """Hosts that may have a copy as far as the datastore tells: the last owner, and those of its pair records."""
+    def possible_hosts(self, record: VmRecord) -> set[str]:
+        """Hosts that may have a live copy as far as the datastore tells.
 
-        def read() -> set[str]:
-            datastore, hosts = self._ctx.datastore, set()
-            for name in datastore.list(f"ft/{uuid}"):
-                document = datastore.read_json(f"ft/{uuid}/{name}") if name.endswith(".pair") else None
-                hosts |= {str(document[side]["host"]) for side in ("primary", "secondary")} if document else set()
-            return hosts
+        safety: while FT is on, the newest epoch says it: its winner, or both its hosts while it has none. A copy of a
+        decided epoch on another host cannot go live any more (its agent finds the winner's file). Otherwise the owner
+        files do: turning FT off writes one first, so does every start, and a clean stop writes that nobody runs it.
+        """
+        number, owner = self.owner(record.uuid)
+        hosts = {owner} if owner else set()
+        if record.ft_enabled or number == 0:
+            path = f"ft/{record.uuid}"
+            hosts |= bounded(self._ctx, lambda: self._pair_hosts(path), path)
+        return hosts
 
-        owner = self.owner(uuid)[1]
-        return bounded(self._ctx, read, f"ft/{uuid}") | ({owner} if owner else set())
+    def _pair_hosts(self, path: str) -> set[str]:
+        pairs = [name for name in self._ctx.datastore.list(path) if _PAIR.fullmatch(name)]
+        if not pairs:
+            return set()
+        newest = max(pairs, key=lambda name: int(name[6:-5]))
+        winner = self._ctx.datastore.read_json(f"{path}/{newest[:-5]}.winner")
+        if winner is not None:
+            return {str(winner["host"])}
+        pair = self._ctx.datastore.read_json(f"{path}/{newest}") or {}
+        return {str(pair[side]["host"]) for side in ("primary", "secondary") if side in pair}
 
     def own(self, record: VmRecord) -> None:
         """Note that the VM runs here, where a failover may have brought it.
