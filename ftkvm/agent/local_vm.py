@@ -15,7 +15,7 @@ from typing import Any
 from ..adapters.domains import Domains
 from ..adapters.qmp import Monitor, MonitorError, MonitorGone, MonitorTimeout
 from ..core.pair import QemuState
-from ..engine import graph, secondary
+from ..engine import graph
 from ..engine.primary import HoldSockets
 from ..engine.shape import Shape, parse_shape
 from . import monitors
@@ -159,16 +159,17 @@ class LocalVm:
         return QemuView(QemuState.PLAIN)
 
     def _ask(self) -> QemuView:
+        # The run state first: a copy that leaves inmigrate between the two questions is then still called loading, while
+        # the other way round it would look like one that has left COLO.
         monitor = self.monitor()
-        mode = graph.colo_mode(monitor, OBSERVE_TIMEOUT_S)
         status = monitor.execute("query-status", timeout_s=OBSERVE_TIMEOUT_S)["status"]
+        mode = graph.colo_mode(monitor, OBSERVE_TIMEOUT_S)
         if mode == "primary":
             return QemuView(QemuState.PRIMARY, True)
-        if mode == "secondary":
-            loaded = secondary.is_loaded(monitor, OBSERVE_TIMEOUT_S)
-            return QemuView(QemuState.SECONDARY_LOADED if loaded else QemuState.SECONDARY_LOADING, loaded)
         if status == "inmigrate":
             return QemuView(QemuState.SECONDARY_LOADING)
+        if mode == "secondary":
+            return QemuView(QemuState.SECONDARY_LOADED, True)
         names = monitor.execute("query-named-block-nodes", {"flat": True}, timeout_s=OBSERVE_TIMEOUT_S)
         present = {node["node-name"]: node["drv"] for node in names}
         ours = [name for name in present if name.startswith(("ft-q-", "ft-r-"))]

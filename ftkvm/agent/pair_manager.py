@@ -88,7 +88,7 @@ class PairManager:
                 self._adopt(spec.uuid, spec.vm)
 
     def _is_ft(self, uuid: str) -> bool:
-        vm = self.ctx.workers.run(lambda: PairStore(self.ctx.datastore, uuid).vm(), 2.0, "read vm.json")
+        vm = self.ctx.workers.run_alone(lambda: PairStore(self.ctx.datastore, uuid).vm(), 2.0, f"read vm.json {uuid}")
         return bool(vm and vm.get("ft", {}).get("enabled"))
 
     def _specs(self) -> list[Any]:

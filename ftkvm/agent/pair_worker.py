@@ -67,6 +67,7 @@ class PairWorker:
         self.observation: Observation | None = None
         self.spec: PairSpec | None = None
         self._evidence: Evidence | None = None
+        self._evidence_at: float | None = None
         self._datastore: DatastoreHealth | None = None
         self._datastore_ok_since: float | None = None
         self._watching_since = time.monotonic()
@@ -166,6 +167,7 @@ class PairWorker:
 
     def _note_evidence(self, evidence: Evidence, datastore: DatastoreHealth) -> None:
         self._evidence, self._datastore = evidence, datastore
+        self._evidence_at = time.monotonic()
         if datastore.state != "ok":
             self._datastore_ok_since = None
         elif self._datastore_ok_since is None:
@@ -224,7 +226,7 @@ class PairWorker:
             interval_ms=self.figures.interval_ms or 500,
             replication_error=self._replication_error,
             hold_alive=qemu is not QemuState.PRIMARY or self._operating() or holds.alive(self.ctx, self.uuid),
-            peer=_core_evidence(self._evidence),
+            peer=_core_evidence(self._evidence, _age_ms(self._evidence_at, now) or 0),
             datastore=self._datastore_state(),
             datastore_ok_ms=_age_ms(self._datastore_ok_since, now) or 0,
             operation=self._operation(records.operation_running),
@@ -437,16 +439,18 @@ def _age_ms(since: float | None, now: float) -> int | None:
     return None if since is None else max(0, int((now - since) * 1000))
 
 
-def _core_evidence(evidence: Evidence | None) -> core.PeerEvidence:
+def _core_evidence(evidence: Evidence | None, held_ms: int) -> core.PeerEvidence:
+    """The keeper's evidence, which is ``held_ms`` old: ages go on while it lies here."""
     if evidence is None:
         return core.PeerEvidence()
     said = evidence.said
+    beat_age_ms = None if evidence.beat_age_ms is None else evidence.beat_age_ms + held_ms
     if said is None or said.epoch is None or said.role is None:
-        return core.PeerEvidence(core.Verdict(evidence.verdict), evidence.beat_age_ms, None)
+        return core.PeerEvidence(core.Verdict(evidence.verdict), beat_age_ms, None)
     role = Role.SECONDARY if said.role == "secondary" else Role.PRIMARY
     return core.PeerEvidence(
         core.Verdict(evidence.verdict),
-        evidence.beat_age_ms,
+        beat_age_ms,
         core.PeerSaid(
             said.epoch,
             role,
