@@ -159,7 +159,7 @@ class LocalVm:
         return QemuView(QemuState.PLAIN)
 
     def _ask(self) -> QemuView:
-        # The run state first: a copy that leaves inmigrate between the two questions is then still called loading, while
+        # The run state first: a copy that leaves inmigrate between the two questions is then called loading, while
         # the other way round it would look like one that has left COLO.
         monitor = self.monitor()
         status = monitor.execute("query-status", timeout_s=OBSERVE_TIMEOUT_S)["status"]
