@@ -14,7 +14,7 @@ from ftkvm.sim.keeper import Keeper
 from ftkvm.sim.storage import Storage
 
 HOSTS = ("h1", "h2", "h3")
-GATE_MS = 1000  # the time-out of the gate's nftables set, on the host's own clock
+GATE_MS = 1500  # a proof of the peer counts 500 ms, the gate's element lives 1 s more, on the host's own clock
 
 
 class Violation(Exception):
