@@ -7,6 +7,8 @@ from statistics import median
 from typing import Any
 
 WINDOW = 100
+RECENT = 10
+DEFAULT_INTERVAL_MS = 500
 
 
 @dataclass
@@ -19,7 +21,6 @@ class CheckpointFigures:
     pauses_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     periods_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _stop_at: float = 0.0
-    _transferred: tuple[float, int] | None = None
 
     def note(self, event: str, timestamp: dict[str, Any]) -> None:
         """Take one event with QEMU's own time stamp."""
@@ -33,13 +34,10 @@ class CheckpointFigures:
             self.count += 1
             self.last_resume = time.monotonic()
 
-    def bandwidth(self, transferred_bytes: int) -> float | None:
-        """Mbit/s since the call before; None at the first."""
-        now, before = time.monotonic(), self._transferred
-        self._transferred = (now, transferred_bytes)
-        if before is None or now - before[0] < 0.05 or transferred_bytes < before[1]:
-            return None
-        return round((transferred_bytes - before[1]) * 8 / 1e6 / (now - before[0]), 2)
+    def longest_interval_ms(self) -> int:
+        """The interval in force; on the secondary, which is not told it, the longest seen lately."""
+        recent = list(self.periods_ms)[-RECENT:]
+        return self.interval_ms or int(max(recent, default=DEFAULT_INTERVAL_MS))
 
     def summary(self) -> dict[str, float | int | None]:
         """Medians for ``status``: pause and period in ms."""

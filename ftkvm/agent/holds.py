@@ -21,6 +21,11 @@ def _config_path(ctx: AgentContext, uuid: str) -> Path:
     return ctx.config.paths.run / "hold" / f"{uuid}.json"
 
 
+def status_path(ctx: AgentContext, uuid: str) -> Path:
+    """The proxy's status socket."""
+    return _config_path(ctx, uuid).with_suffix(".status")
+
+
 def unit(uuid: str) -> str:
     """The systemd unit of a VM's hold proxy."""
     return f"ftkvm-hold@{uuid}.service"
@@ -44,7 +49,7 @@ def start(ctx: AgentContext, vm: LocalVm, shape: Shape, sockets: Mapping[str, Ho
                 "uuid": vm.uuid,
                 "monitor": monitors.socket_path(directory, "hold"),
                 "mode": mode,
-                "status": str(path.with_suffix(".status")),
+                "status": str(status_path(ctx, vm.uuid)),
                 "nics": [{"id": nic.alias, "mac": nic.mac, **asdict(sockets[nic.alias])} for nic in shape.nics],
             }
         )

@@ -20,6 +20,7 @@ from ..core.states import view
 from ..keeper.client import KeeperClient
 from ..keeper.model import EvidenceEvent, PairSpec
 from .context import AgentContext
+from .figures import DEFAULT_INTERVAL_MS
 from .pair_secondary import prepare
 from .pair_worker import PairWorker
 from .placing import choose_host, own_facts
@@ -164,7 +165,7 @@ class PairManager:
             self._run(lambda: store.set_ft_enabled(True), "write vm.json")
         epochs = self._run(store.epochs, "read epochs")
         settings = (self._read(store.vm) or {}).get("ft", {}).get("settings", {})
-        interval_ms = int(settings.get("ft.checkpoint_interval_ms", 500))
+        interval_ms = DEFAULT_INTERVAL_MS
         plan = Protect(
             self.ctx,
             store,
@@ -188,7 +189,6 @@ class PairManager:
             if isinstance(error, FtkvmError):
                 raise
             raise FtkvmError("FTKVM-515", vm=worker.name, detail=error) from error
-        worker.figures.interval_ms = interval_ms
         worker.protect_figures = plan.figures
         worker.poller.refresh(2.0)
         return pair
@@ -373,8 +373,9 @@ class PairManager:
             "epoch": pair.epoch if pair else 0,
             "operation": worker.operation_name,
             **worker.figures.summary(),
-            "checkpoint_interval_ms": worker.figures.interval_ms or None,
-            "log_bandwidth_mbit_s": worker.log_bandwidth_mbit_s(),
+            "checkpoint_interval_ms": worker.pacer.interval_ms,
+            "checkpoint_interval_why": worker.pacer.why,
+            "log_bandwidth_mbit_s": worker.pacer.log_bandwidth_mbit_s,
             "last_failover": worker.last_failover(),
             "protect": worker.protect_figures,
             "reprotect_s": worker.reprotect_s,

@@ -25,6 +25,7 @@ from . import holds
 from .context import AgentContext
 from .figures import CheckpointFigures, FailoverFigures
 from .local_vm import LocalVm
+from .pacer import Pacer
 from .poller import RecordPoller
 from .records import PairDoc, PairStore
 
@@ -76,6 +77,7 @@ class PairWorker:
         self._guest_shut_down = False
         self._arbitration: Any = None
         self._arbitrated: tuple[int, Winner] | None = None
+        self.pacer = Pacer(self)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"pair-{name}", daemon=True)
 
@@ -83,12 +85,14 @@ class PairWorker:
 
     def start(self) -> None:
         self.poller.start()
+        self.pacer.start()
         self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
         self.poke("stop")
         self.poller.stop()
+        self.pacer.stop()
 
     def poke(self, why: str, what: Any = None) -> None:
         """Wake the thread; a full inbox means it is awake anyway."""
@@ -223,7 +227,7 @@ class PairWorker:
             qemu_epoch=self.spec.epoch if self.spec else None,
             colo_exit_age_ms=_age_ms(self._colo_exit_at, now) if in_colo else None,
             checkpoint_age_ms=_age_ms(max(self._watching_since, self.figures.last_resume), now) if in_colo else None,
-            interval_ms=self.figures.interval_ms or 500,
+            interval_ms=self.figures.longest_interval_ms(),
             replication_error=self._replication_error,
             hold_alive=qemu is not QemuState.PRIMARY or self._operating() or holds.alive(self.ctx, self.uuid),
             peer=_core_evidence(self._evidence, _age_ms(self._evidence_at, now) or 0),
@@ -401,15 +405,6 @@ class PairWorker:
         """Take this host's side of ``pair`` as what the keeper shall be told (a restarted agent has no spec)."""
         if self.spec is None or self.spec.epoch != pair.epoch:
             self.spec = spec_of(self.ctx, pair, pair.core().role_of(self.ctx.host), ())
-
-    def log_bandwidth_mbit_s(self) -> float | None:
-        """What goes to the secondary, from QEMU's count of migrated bytes since it was last asked."""
-        try:
-            ram = self.vm.monitor().execute("query-migrate", timeout_s=0.5).get("ram", {})
-        except Exception as error:
-            log.debug("%s: %s", self.name, error)
-            return None
-        return self.figures.bandwidth(int(ram.get("transferred", 0)))
 
     def last_failover(self) -> dict[str, Any] | None:
         """The last failover this VM had, as recorded on the datastore."""

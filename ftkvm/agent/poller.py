@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..catalogue import FtkvmError
@@ -26,6 +26,7 @@ class Records:
     ft_enabled: bool = False
     known: bool = False
     last_failover: dict[str, Any] | None = None
+    ft_settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def operation_running(self) -> str | None:
@@ -90,14 +91,15 @@ class RecordPoller:
             same = before.pair is not None and before.pair.epoch == pair.epoch
             decided = same and isinstance(before.winner, Winner)  # a winner file never changes
             winner = before.winner if decided else self._store.winner(pair.epoch)
-        vm = self._store.vm() or {}
+        ft = (self._store.vm() or {}).get("ft", {})
         records = Records(
             pair,
             winner,
             self._store.operation(),
-            bool(vm.get("ft", {}).get("enabled")),
+            bool(ft.get("enabled")),
             True,
             self._store.last_failover(),
+            dict(ft.get("settings", {})),
         )
         self._records = records
         if records != before:
