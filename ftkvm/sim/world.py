@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from ftkvm.core import pair as core
 from ftkvm.core.facts import QemuState
 from ftkvm.core.reasons import NOBODY_GOES_LIVE, Reason
-from ftkvm.sim.agent import Agent, Decide, spec_of
+from ftkvm.sim.agent import Agent, Decide
 from ftkvm.sim.clock import Clock
 from ftkvm.sim.guest import CLIENT_MS, RETRY_MS, UNCOVERED, Copy, Guest
 from ftkvm.sim.host import Host, management_reaches
 from ftkvm.sim.keeper import Keeper
+from ftkvm.sim.protect import spec_of
 from ftkvm.sim.storage import Storage
 
 HOSTS = ("h1", "h2", "h3")
