@@ -141,7 +141,7 @@ class GapProbe(_Stream):
                 self._sent_at[self.sent] = now
                 waiting += b"%d\n" % self.sent
             if waiting:
-                with contextlib.suppress(BlockingIOError):  # a silent guest: the kernel's buffer is full
+                with contextlib.suppress(BlockingIOError, TimeoutError):  # a silent guest: the kernel's buffer is full
                     waiting = waiting[self.sock.send(waiting, socket.MSG_DONTWAIT) :]
             self.sock.settimeout(max(due - time.monotonic(), 0.0005))
             try:
