@@ -96,13 +96,18 @@ class Agent:
     def run(self) -> None:
         """Loop until a message says to end. Nothing in here waits for anything but the inbox."""
         notify("READY=1")
+        looked_at = time.monotonic()
         while True:
             try:
-                message = self._inbox.get(timeout=_TICK_S)
+                message: Message | None = self._inbox.get(timeout=_TICK_S)
             except queue.Empty:
+                message = None
+            if time.monotonic() - looked_at >= _TICK_S or message is None:  # also when events never pause
+                looked_at = time.monotonic()
                 if not self.api.alive:
-                    raise FtkvmError("FTKVM-900", detail="the API's thread ended") from None
+                    raise FtkvmError("FTKVM-900", detail="the API's thread ended")
                 notify("WATCHDOG=1")
+            if message is None:
                 continue
             if isinstance(message, End):
                 log.info("ending: %s; VMs and pairs go on", message.reason)

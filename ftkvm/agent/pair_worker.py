@@ -74,6 +74,7 @@ class PairWorker:
         self._watching_since = time.monotonic()
         self._colo_exit_at: float | None = None
         self._replication_error = False
+        self._own_disk_error = False
         self._guest_shut_down = False
         self._arbitration: Any = None
         self._arbitrated: tuple[int, Winner] | None = None
@@ -105,6 +106,7 @@ class PairWorker:
         """A pair (or a secondary) of a new epoch begins on this host: forget the events of the one before."""
         self._colo_exit_at = None
         self._replication_error = False
+        self._own_disk_error = False
         self._guest_shut_down = False
         self._evidence = None
         self._watching_since = time.monotonic()
@@ -148,8 +150,8 @@ class PairWorker:
         if name == "COLO_EXIT" and data.get("reason") == "error":
             self._colo_exit_at = self._colo_exit_at or time.monotonic()
             self.cancel_operation.set()
-        elif name == "QUORUM_REPORT_BAD" and data.get("error"):
-            self._replication_error = True
+        elif name == "QUORUM_REPORT_BAD" and data.get("error") and not self._operating():
+            self._note_lost_write(str(data.get("node-name", "")))
         elif name == "SHUTDOWN" and data.get("guest") and data.get("reason") in ("guest-shutdown", "guest-panic"):
             self._guest_shut_down = True
             self._publish(qemu="shutdown")
@@ -157,6 +159,13 @@ class PairWorker:
             self._after_reset()
         if name not in ("STOP", "RESUME"):
             log.info("%s: %s %s", self.name, name, data)
+
+    def _note_lost_write(self, node: str) -> None:
+        """The quorum told the guest *success* for a write that one of its two children refused."""
+        if node.startswith("ft-"):
+            self._replication_error = True
+        else:
+            self._own_disk_error = True
 
     def _after_reset(self) -> None:
         """Emulation only: a secondary may run stale translations after a reboot (engine.md). Drop them all."""
@@ -172,6 +181,8 @@ class PairWorker:
     def _note_evidence(self, evidence: Evidence, datastore: DatastoreHealth) -> None:
         self._evidence, self._datastore = evidence, datastore
         self._evidence_at = time.monotonic()
+        if datastore.state == "failed" and self.spec is not None and self.spec.role == "secondary":
+            self._replication_error = True  # the primary's writes failed here; it may die before it can end the epoch
         if datastore.state != "ok":
             self._datastore_ok_since = None
         elif self._datastore_ok_since is None:
@@ -229,6 +240,7 @@ class PairWorker:
             checkpoint_age_ms=_age_ms(max(self._watching_since, self.figures.last_resume), now) if in_colo else None,
             interval_ms=self.figures.longest_interval_ms(),
             replication_error=self._replication_error,
+            own_disk_error=self._own_disk_error,
             hold_alive=qemu is not QemuState.PRIMARY or self._operating() or holds.alive(self.ctx, self.uuid),
             peer=_core_evidence(self._evidence, _age_ms(self._evidence_at, now) or 0),
             datastore=self._datastore_state(),
@@ -322,6 +334,7 @@ class PairWorker:
     def _after_failover(self, epoch: int) -> None:
         self._colo_exit_at = None
         self._replication_error = False
+        self._own_disk_error = False
         if self.failover is not None and self.failover.epoch == epoch:
             document = self.failover.to_json(self.ctx.host)
             log.warning("%s: %s", self.name, document)
