@@ -83,7 +83,8 @@ def stop(ctx: AgentContext, uuid: str) -> None:
     if not _config_path(ctx, uuid).exists():
         return
     systemctl("stop", unit(uuid), timeout_s=START_TIMEOUT_S)
-    _config_path(ctx, uuid).unlink(missing_ok=True)
+    for leftover in (".pid", ".status", ".json"):
+        _config_path(ctx, uuid).with_suffix(leftover).unlink(missing_ok=True)
 
 
 def alive(ctx: AgentContext, uuid: str) -> bool:

@@ -1,6 +1,6 @@
 """Chooses the checkpoint interval of a running pair, once a second, from what the pair shows of itself.
 
-Reads (hold proxy's counters, QEMU's migrated bytes) and sets; core.checkpoint_interval decides.
+Reads (hold proxy's counters, bytes on QEMU's sockets) and sets; core.checkpoint_interval decides.
 """
 
 import logging
@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..adapters.qmp import MonitorError
+from ..adapters.sockets import sent_bytes
 from ..core import checkpoint_interval as pace
 from ..core.pair import QemuState
 from ..engine import primary
@@ -104,12 +105,13 @@ class Pacer:
 
     def _counters(self) -> pace.Counters:
         status = hold_status.fetch(holds.status_path(self._worker.ctx, self._worker.uuid))
-        ram = self._worker.vm.monitor().execute("query-migrate", timeout_s=1.0).get("ram", {})
+        spec, pid = self._worker.spec, self._worker.vm.pid()
+        peer = spec.peer.ft_address if spec is not None and spec.peer is not None else ""
         return pace.Counters(
             now_ms=int(time.monotonic() * 1000),
             checkpoints=status.checkpoints,
             pause_total_ms=status.pause_total_ms,
-            transferred_bytes=int(ram.get("transferred", 0)),
+            transferred_bytes=sent_bytes(pid or 0, peer),
             held_frames=status.held_frames,
         )
 

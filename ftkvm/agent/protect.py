@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from ..engine.secondary import Overlays
 from ..engine.shape import Shape
 from ..keeper.client import KeeperClient
 from ..keeper.model import PairSpec, PeerSpec
-from . import holds
+from . import holds, steps
 from .context import AgentContext
 from .local_vm import LocalVm
 from .records import CopyPlace, OperationDoc, PairDoc, PairStore
@@ -377,6 +377,4 @@ def _taps(shape: Shape) -> tuple[str, ...]:
     return tuple(nic.tap for nic in shape.nics)
 
 
-def step_names() -> Sequence[str]:
-    """Names of all steps, for tests that interrupt each."""
-    return tuple(step.name for step in STEPS)
+assert tuple(step.name for step in STEPS) == steps.PROTECT  # the tests that interrupt each step rely on it

@@ -10,7 +10,7 @@ from ..catalogue import FtkvmError
 from ..core.pair import Winner
 from ..core.reasons import Reason
 from ..engine import primary
-from . import holds
+from . import holds, steps
 from .context import AgentContext
 from .pair_worker import PairWorker
 from .protect import fault_point, merge_chain, remove_secondary_images
@@ -26,6 +26,7 @@ STEPS: tuple[tuple[str, str], ...] = (
     ("merge", "merge the overlays back"),
     ("forget", "FT is off"),
 )
+assert tuple(name for name, _text in STEPS) == steps.TURN_OFF  # the tests that interrupt each step rely on it
 
 
 def turn_off(ctx: AgentContext, worker: PairWorker, progress: Callable[[int, int, str], None]) -> None:
