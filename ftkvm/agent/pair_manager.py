@@ -325,20 +325,29 @@ class PairManager:
     def _destroy_for_peer(self, uuid: str, epoch: int, reason: str) -> dict[str, Any]:
         """Kill this host's copy of ``epoch`` because the asker owns the VM now. A copy of a later epoch stays.
 
-        safety: the asker is an agent of the cluster (its certificate says so); before the pair record exists only a
-        *secondary* may be ended this way, after it the winner file must not name this host.
+        safety: the asker is an agent of the cluster (its certificate says so). An *abandoned* copy is a secondary whose
+        pair record was never written; any other is ended only if the winner file does not name this host. When the
+        datastore does not answer here, the winner's word is all there is, and a destroyed loser is always safe.
         """
         worker = self.workers.get(uuid)
         spec = worker.spec if worker is not None else None
         if worker is None or spec is None or worker.vm.pid() is None:
-            return {"destroyed": True}
-        if spec.epoch > epoch or (reason == Reason.ABANDONED and spec.role != "secondary"):
-            raise FtkvmError("FTKVM-522", vm=worker.name, host=self.ctx.host, epoch=epoch)
-        winner = self._run(lambda: worker.store.winner(spec.epoch), "read winner")
-        if isinstance(winner, Winner) and winner.host == self.ctx.host:
+            return {"destroyed": worker is None or worker.vm.pid() is None}
+        if spec.epoch > epoch or not self._may_be_ended(worker, spec, reason):
             raise FtkvmError("FTKVM-522", vm=worker.name, host=self.ctx.host, epoch=epoch)
         worker.destroy_own(Reason(reason))
         return {"destroyed": worker.vm.pid() is None}
+
+    def _may_be_ended(self, worker: PairWorker, spec: PairSpec, reason: str) -> bool:
+        try:
+            winner = self._run(lambda: worker.store.winner(spec.epoch), "read winner")
+            if isinstance(winner, Winner):
+                return winner.host != self.ctx.host
+            recorded = self._run(lambda: worker.store.pair(spec.epoch), "read pair record") is not None
+        except FtkvmError as error:
+            log.warning("%s: %s; taking the peer's word", worker.name, error)
+            return reason != Reason.ABANDONED
+        return reason == Reason.ABANDONED and spec.role == "secondary" and not recorded
 
     # -- status --------------------------------------------------------------------------------------------
 
