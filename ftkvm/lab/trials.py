@@ -1,0 +1,535 @@
+"""Faults against a protected VM, one at a time: strike, wait until protected again, check what must hold.
+
+Each kind of fault is one function: it strikes, and returns how to mend what it broke. `Round.run` does the rest, the
+same for all: nothing acknowledged lost, nothing twice, no gap in a stream, one host at a time that speaks for the VM.
+"""
+
+import contextlib
+import itertools
+import json
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.cli.client import AgentClient
+from ftkvm.home import Home
+from ftkvm.lab import faults, lab, ledger, names, netns
+from ftkvm.lab.client import Emission, GapProbe
+from ftkvm.lab.demo import Clients
+from ftkvm.lab.guest.domain import Guest
+from ftkvm.lab.host import Host
+from ftkvm.lab.stage import Stage
+
+PROGRESS_TIMEOUT_S = 60.0
+PROTECTED_TIMEOUT_S = 90.0
+HOST_BACK_TIMEOUT_S = 60.0
+FREEZE_S = 10.0
+HANG_S = 6.0
+CUT_S = 4.0
+QUIET_S = 1.0
+"""How long the network is watched after a fault to see who still speaks for the VM."""
+
+MAX_DEPTH = 4
+"""Images in a disk's chain that a protect may lead to (core.chain.ChainLimits)."""
+
+Say = Callable[[str], None]
+Mend = Callable[[], None]
+Strike = Callable[["Round", dict[str, Any]], Mend]
+
+
+class PauseProbe(GapProbe):
+    """A gap probe that also remembers each pause of note, so that one strike can have several."""
+
+    NOTED_S = 0.05
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.pauses: list[tuple[float, float]] = []
+        """When each began, and its length in seconds."""
+
+    def _arrived(self) -> None:
+        began, now = self._last, time.monotonic()
+        if now - began > self.NOTED_S:
+            self.pauses.append((began, now - began))
+        super()._arrived()
+
+    def worst_ms(self, since: float, until: float) -> float:
+        """The longest pause that touches the time from ``since`` to ``until``."""
+        touching = [length for began, length in list(self.pauses) if began < until and began + length > since]
+        return round(1000 * max(touching, default=0.0), 1)
+
+
+@dataclass
+class Outcome:
+    """What one strike did; ``wrong`` names all that did not hold."""
+
+    fault: str
+    epoch: int
+    primary: str
+    secondary: str
+    gap_ms: float = 0.0
+    """The client's longest pause from the strike until it was served again."""
+    longest_ms: float = 0.0
+    """The same until protected again: re-protecting included."""
+    promote_ms: float | None = None
+    cause: str | None = None
+    protect_s: float | None = None
+    protected_after_s: float = 0.0
+    round_trip_ms: float = 0.0
+    depth: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+class Eyes:
+    """Asks the cluster for its state without a process for each question: two cores are not many."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._client = AgentClient(Home(stage.home))
+
+    def status(self, vm: str) -> dict[str, Any]:
+        """What the cluster says of the VM now; empty when nobody can say."""
+        try:
+            with netns.inside(names.CLIENT_NS):
+                found = self._client.call("GET", f"/v1/status?vm={vm}", timeout_s=5.0)["vms"]
+        except FtkvmError:
+            return {}
+        return dict(found[0]) if found else {}
+
+    def host_troubles(self, wanted: tuple[str, ...]) -> dict[str, str]:
+        """Hosts that are of no use now, and why."""
+        try:
+            with netns.inside(names.CLIENT_NS):
+                rows = {row["name"]: row for row in self._client.call("GET", "/v1/hosts", timeout_s=5.0)["hosts"]}
+        except FtkvmError as error:
+            return dict.fromkeys(wanted, str(error))
+        well = {n for n, row in rows.items() if row["answers"] and not row.get("error") and row["datastore"] == "ok"}
+        return {name: str(rows.get(name)) for name in wanted if name not in well}
+
+
+@dataclass
+class Round:
+    """One client, one ledger, one VM, and the strikes they go through."""
+
+    stage: Stage
+    guest: Guest
+    clients: Clients
+    say: Say
+    chance: random.Random
+    outcomes: list[Outcome] = field(default_factory=list)
+    eyes: Eyes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.eyes = Eyes(self.stage)
+
+    @property
+    def vm(self) -> str:
+        return self.guest.name
+
+    def run(self, fault: str) -> Outcome:
+        """One strike of a kind, to its end. What did not hold is in the outcome; FTKVM-7xx when it went no further."""
+        pair = self.wait_protected(0)
+        outcome = Outcome(fault, int(pair["epoch"]), str(pair["host"]), str(pair["secondary_host"]))
+        self.outcomes.append(outcome)
+        self.say(f"{fault}: epoch {outcome.epoch}, primary {outcome.primary}, secondary {outcome.secondary}")
+        self.clients.mark()
+        at = time.monotonic()
+        mend = FAULTS[fault](self, pair)
+        with Mending(mend) as mending:
+            served = self.wait_served()
+            if fault in NEEDS_MENDING:
+                mending.now()
+            after = self.wait_protected(outcome.epoch)
+            outcome.protected_after_s = round(time.monotonic() - at, 2)
+        outcome.gap_ms = self._probe().worst_ms(at, max(served, at + 0.3))
+        outcome.longest_ms = self._probe().worst_ms(at, time.monotonic())
+        self._figures(outcome, after)
+        self._wait_hosts()
+        self.check(outcome, after)
+        self._tell(outcome)
+        return outcome
+
+    def _probe(self) -> PauseProbe:
+        assert isinstance(self.clients.probe, PauseProbe)
+        return self.clients.probe
+
+    def _figures(self, outcome: Outcome, after: dict[str, Any]) -> None:
+        failover = after.get("last_failover") or {}
+        outcome.promote_ms = failover.get("promote_ms")
+        outcome.cause = failover.get("reason")
+        outcome.protect_s = (after.get("protect") or {}).get("protect_s")
+
+    def _tell(self, outcome: Outcome) -> None:
+        wrong = f"  WRONG: {'; '.join(outcome.wrong)}" if outcome.wrong else ""
+        self.say(
+            f"  gap {outcome.gap_ms} ms, longest {outcome.longest_ms} ms, promote {outcome.promote_ms} ms "
+            f"({outcome.cause}), protected again after {outcome.protected_after_s} s{wrong}"
+        )
+
+    # -- waiting -----------------------------------------------------------------------------------------------
+
+    def _carried(self) -> dict[str, int]:
+        clients = self.clients
+        return {
+            "counter": clients.counter.last,
+            "probe": clients.probe.received,
+            "ledger": len(clients.records.acknowledged),
+        }
+
+    def wait_served(self) -> float:
+        """Waits until each connection has carried something new; when. FTKVM-727 with those that have not."""
+        before, began = self._carried(), time.monotonic()
+        while stuck := [name for name, number in self._carried().items() if number == before[name]]:
+            if self.clients.broken() or time.monotonic() > began + PROGRESS_TIMEOUT_S:
+                detail = f"stuck: {', '.join(stuck)}; carried {self._carried()}; broken: {self.clients.broken()}"
+                raise FtkvmError("FTKVM-727", vm=self.vm, timeout_s=f"{PROGRESS_TIMEOUT_S:.0f}", detail=detail)
+            time.sleep(0.01)
+        return time.monotonic()
+
+    def wait_protected(self, after_epoch: int) -> dict[str, Any]:
+        """Waits until the VM is protected in a later epoch; its pair. FTKVM-710 with what was seen instead."""
+        deadline = time.monotonic() + PROTECTED_TIMEOUT_S
+        seen = ""
+        while True:
+            status = self.eyes.status(self.vm)
+            pair = dict(status.get("pair") or {})
+            if pair.get("state") == "protected" and int(pair["epoch"]) > after_epoch:
+                return pair
+            now = f"{pair.get('shown_as') or status.get('state')}, epoch {pair.get('epoch')}: {pair.get('cause')}"
+            if now != seen:
+                seen = now
+            if time.monotonic() > deadline:
+                what = f"{self.vm} to be protected after epoch {after_epoch} (it is: {seen})"
+                raise FtkvmError("FTKVM-710", what=what, timeout_s=f"{PROTECTED_TIMEOUT_S:.0f}")
+            time.sleep(0.2)
+
+    def _wait_hosts(self) -> None:
+        """Until every host is of use again."""
+        deadline = time.monotonic() + HOST_BACK_TIMEOUT_S
+        while trouble := self.eyes.host_troubles(self.stage.hosts):
+            if time.monotonic() > deadline:
+                raise FtkvmError(
+                    "FTKVM-710", what=f"the hosts to be usable ({trouble})", timeout_s=f"{HOST_BACK_TIMEOUT_S:.0f}"
+                )
+            time.sleep(0.5)
+
+    # -- checking ----------------------------------------------------------------------------------------------
+
+    def check(self, outcome: Outcome, pair: dict[str, Any]) -> None:
+        """All that must hold after any fault."""
+        wrong = outcome.wrong
+        wrong += self.clients.broken()
+        if self.clients.counter.gaps:
+            wrong.append(f"{self.clients.counter.gaps} gaps in the counter")
+        if self.clients.probe.wrong or self.clients.records.refused:
+            wrong.append(f"{self.clients.probe.wrong} wrong echoes, refused: {self.clients.records.refused[:3]}")
+        wrong += overlaps(self.clients.capture.emitters(self.guest.mac))
+        wrong += self._only_speaker(str(pair["host"]))
+        wrong += self._only_runner(str(pair["host"]))
+        outcome.round_trip_ms = self._round_trip()
+        self._ledger(outcome, str(pair["host"]))
+
+    def _only_speaker(self, host: str) -> list[str]:
+        self.clients.capture.mark()
+        time.sleep(QUIET_S)
+        speaking = set(self.clients.capture.emitters(self.guest.mac))
+        return [] if speaking == {host} else [f"frames come from {sorted(speaking)}, the VM runs on {host}"]
+
+    def _only_runner(self, host: str) -> list[str]:
+        running = [name for name in self.stage.hosts if runs_for_itself(Host(name), self.vm)]
+        return [] if running == [host] else [f"copies that run for themselves: {running}, the VM runs on {host}"]
+
+    def _round_trip(self) -> float:
+        self.clients.probe.round_trip_ms.clear()
+        time.sleep(QUIET_S)
+        taken = sorted(self.clients.probe.round_trip_ms)
+        return round(taken[len(taken) // 2], 2) if taken else -1.0
+
+    def _ledger(self, outcome: Outcome, host: str) -> None:
+        """The records acknowledged so far, read from the images below the running VM."""
+        acknowledged = list(self.clients.records.acknowledged)
+        for _ in range(2):  # the VM writes while its images are read: a table half read shows a loss that is none
+            disk = self.stage.disk_of(self.vm, host)
+            verdict = ledger.verify(Host(host), disk, acknowledged)
+            if verdict.good:
+                break
+            time.sleep(1.0)
+        outcome.depth = len(chain(Host(host), disk))
+        if not verdict.good:
+            bad = {"lost": verdict.lost[:5], "doubled": verdict.doubled[:5], "wrong": verdict.wrong[:5]}
+            outcome.wrong.append(f"ledger of {verdict.acknowledged}: {bad}")
+        if outcome.depth > MAX_DEPTH:
+            outcome.wrong.append(f"chain of {outcome.depth} images")
+
+
+class Mending:
+    """Mends once, at the time the fault asks for or else at the end, whatever happened in between."""
+
+    def __init__(self, mend: Mend) -> None:
+        self._mend: Mend | None = mend
+
+    def now(self) -> None:
+        mend, self._mend = self._mend, None
+        if mend is not None:
+            mend()
+
+    def __enter__(self) -> "Mending":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.now()
+
+
+def overlaps(emitters: dict[str, Emission]) -> list[str]:
+    """Hosts whose frames of one guest are mixed in time: two copies that answer."""
+    by_time = sorted(emitters.items(), key=lambda item: item[1].first)
+    wrong = []
+    for (early, before), (late, after) in itertools.pairwise(by_time):
+        if before.last > after.first:
+            wrong.append(
+                f"{early} still spoke {1000 * (before.last - after.first):.0f} ms after {late} began "
+                f"(kinds {sorted(map(hex, before.kinds))})"
+            )
+    return wrong
+
+
+def runs_for_itself(host: Host, vm: str) -> bool:
+    """Whether a QEMU of the VM on this host answers to its guest's clients: it runs and is no COLO secondary."""
+    if not host.running or not faults.qemu_pids(host, vm):
+        return False
+    ask = ["virsh", "qemu-monitor-command", vm, '{"execute":"query-colo-status"}']
+    try:
+        mode = json.loads(host.run(ask, timeout_s=10))["return"]["mode"]
+    except (FtkvmError, ValueError, KeyError):
+        return bool(faults.qemu_pids(host, vm))  # it cannot be asked: as bad as one that runs
+    return bool(mode != "secondary")
+
+
+def chain(host: Host, image: str) -> list[str]:
+    """The images of a disk, topmost first."""
+    said = host.run(["qemu-img", "info", "-U", "--backing-chain", "--output=json", image], timeout_s=30)
+    return [str(each["filename"]) for each in json.loads(said)]
+
+
+# ----------------------------------------------------------------------------------------------------- the faults
+
+
+def _crash(name: str) -> Mend:
+    faults.crash(name)
+    return lambda: faults.start(name)
+
+
+def crash_primary(_round: Round, pair: dict[str, Any]) -> Mend:
+    """Power loss of the host the VM runs on."""
+    return _crash(pair["host"])
+
+
+def crash_secondary(_round: Round, pair: dict[str, Any]) -> Mend:
+    """Power loss of the host of the second copy."""
+    return _crash(pair["secondary_host"])
+
+
+def _nothing() -> None:
+    return None
+
+
+def kill_primary(this: Round, pair: dict[str, Any]) -> Mend:
+    """SIGKILL to the QEMU that answers."""
+    faults.kill(pair["host"], f"qemu:{this.vm}")
+    return _nothing
+
+
+def kill_secondary(this: Round, pair: dict[str, Any]) -> Mend:
+    """SIGKILL to the QEMU that follows."""
+    faults.kill(pair["secondary_host"], f"qemu:{this.vm}")
+    return _nothing
+
+
+def _freeze(name: str) -> Mend:
+    faults.freeze(name)
+    began = time.monotonic()
+
+    def thaw() -> None:
+        time.sleep(max(0.0, FREEZE_S - (time.monotonic() - began)))
+        faults.thaw(name)
+
+    return thaw
+
+
+def freeze_primary(_round: Round, pair: dict[str, Any]) -> Mend:
+    """All processes of the primary's host stop for 10 s: a zombie that wakes up when its VM has long gone on."""
+    return _freeze(pair["host"])
+
+
+def freeze_secondary(_round: Round, pair: dict[str, Any]) -> Mend:
+    return _freeze(pair["secondary_host"])
+
+
+def cut_ft(this: Round, pair: dict[str, Any]) -> Mend:
+    """The cable of one side, drawn by lot, out of the FT network; both live."""
+    return _cut(this.chance.choice([pair["host"], pair["secondary_host"]]), ("ft",))
+
+
+def cut_ft_and_management(this: Round, pair: dict[str, Any]) -> Mend:
+    """The same side out of both networks: nobody can tell it anything."""
+    return _cut(this.chance.choice([pair["host"], pair["secondary_host"]]), ("ft", "management"))
+
+
+def _cut(name: str, networks: tuple[str, ...]) -> Mend:
+    for network in networks:
+        faults.cut(name, network)
+    began = time.monotonic()
+
+    def heal() -> None:
+        time.sleep(max(0.0, CUT_S - (time.monotonic() - began)))
+        for network in networks:
+            faults.heal(name, network)
+
+    return heal
+
+
+def _storage(name: str, how: str) -> Mend:
+    faults.storage(name, how)
+    began = time.monotonic()
+
+    def mend() -> None:
+        time.sleep(max(0.0, HANG_S - (time.monotonic() - began)))
+        if lab.storage_state(Host(name)) != "ok":
+            faults.storage(name, "ok")
+
+    return mend
+
+
+def hang_storage_primary(_round: Round, pair: dict[str, Any]) -> Mend:
+    """Every access to the datastore blocks on the primary's host."""
+    return _storage(pair["host"], "hang")
+
+
+def hang_storage_secondary(_round: Round, pair: dict[str, Any]) -> Mend:
+    return _storage(pair["secondary_host"], "hang")
+
+
+def lose_storage_primary(_round: Round, pair: dict[str, Any]) -> Mend:
+    """Every access to the datastore is an error on the primary's host."""
+    return _storage(pair["host"], "fail")
+
+
+def lose_storage_secondary(_round: Round, pair: dict[str, Any]) -> Mend:
+    return _storage(pair["secondary_host"], "fail")
+
+
+def agent_killed_then_crash(this: Round, pair: dict[str, Any]) -> Mend:
+    """The agents of one or both hosts of the pair die, and 50 ms later the primary's host does."""
+    sides = [pair["host"], pair["secondary_host"]]
+    for name in this.chance.choice([sides, sides[:1], sides[1:]]):
+        with contextlib.suppress(FtkvmError):
+            faults.kill(name, "ftkvm-agent")
+    time.sleep(0.05)
+    return _crash(pair["host"])
+
+
+FAULTS: dict[str, Strike] = {
+    strike.__name__.replace("_", "-"): strike
+    for strike in (
+        crash_primary,
+        crash_secondary,
+        kill_primary,
+        kill_secondary,
+        freeze_primary,
+        freeze_secondary,
+        cut_ft,
+        cut_ft_and_management,
+        hang_storage_primary,
+        hang_storage_secondary,
+        lose_storage_primary,
+        lose_storage_secondary,
+        agent_killed_then_crash,
+    )
+}
+
+NEEDS_MENDING = frozenset({"cut-ft", "cut-ft-and-management"})
+"""Mended before the VM is waited for: with the winner itself cut off there is nobody to be its secondary."""
+
+
+def draw(count: int, seed: int, kinds: list[str] | None = None) -> list[str]:
+    """``count`` kinds of fault in random order; every kind comes once before any comes again."""
+    chosen = random.Random(seed)
+    bag: list[str] = []
+    drawn: list[str] = []
+    while len(drawn) < count:
+        if not bag:
+            bag = list(kinds or FAULTS)
+            chosen.shuffle(bag)
+        drawn.append(bag.pop())
+    return drawn
+
+
+# --------------------------------------------------------------------------------------------- both sides alive
+
+
+def winners(stage: Stage, guest: Guest, epoch: int) -> list[dict[str, Any]]:
+    """The winner files of an epoch (there can be one at most: read as they lie on the datastore)."""
+    relative = stage.datastore.removeprefix(names.DATASTORE_MOUNT).strip("/")
+    directory = names.DATASTORE / relative / ".ftkvm/ft" / guest.uuid
+    return [json.loads(path.read_text()) for path in directory.glob(f"epoch-{epoch:04d}.winner")]
+
+
+def hung_on_both(this: Round) -> Outcome:
+    """FT network cut while the datastore hangs on both sides: nobody may go live until it answers, then exactly one."""
+    pair = this.wait_protected(0)
+    first, second = str(pair["host"]), str(pair["secondary_host"])
+    outcome = Outcome("cut-with-storage-hung-on-both", int(pair["epoch"]), first, second)
+    this.outcomes.append(outcome)
+    this.say(f"{outcome.fault}: epoch {outcome.epoch}, {first} and {second}")
+    this.clients.mark()
+    at = time.monotonic()
+    for name in (first, second):
+        faults.storage(name, "hang")
+    faults.cut(first, "ft")
+    try:
+        time.sleep(HANG_S)
+        outcome.wrong += _nobody_live(this, outcome)
+    finally:
+        for name in (first, second):
+            faults.storage(name, "ok")
+        faults.heal(first, "ft")
+    this.wait_served()
+    after = this.wait_protected(outcome.epoch)
+    outcome.protected_after_s = round(time.monotonic() - at, 2)
+    outcome.gap_ms = outcome.longest_ms = this._probe().worst_ms(at, time.monotonic())
+    this._figures(outcome, after)
+    this._wait_hosts()
+    if len(winners(this.stage, this.guest, outcome.epoch)) != 1:
+        outcome.wrong.append("not exactly one winner file")
+    this.check(outcome, after)
+    this._tell(outcome)
+    return outcome
+
+
+def _nobody_live(this: Round, outcome: Outcome) -> list[str]:
+    """While the datastore hangs: no winner file, and nothing of the guest on the wire from the second host."""
+    wrong = [f"a winner with the datastore hung: {winner}" for winner in winners(this.stage, this.guest, outcome.epoch)]
+    this.clients.capture.mark()
+    time.sleep(QUIET_S)
+    speaking = set(this.clients.capture.emitters(this.guest.mac))
+    if outcome.secondary in speaking:
+        wrong.append(f"{outcome.secondary} speaks without having won")
+    return wrong
+
+
+def only_one_copy_left(this: Round, outcome: Outcome) -> list[str]:
+    """After a cut: exactly one winner file, and the loser's QEMU of that epoch gone."""
+    won = winners(this.stage, this.guest, outcome.epoch)
+    if len(won) != 1:
+        return [f"{len(won)} winner files of epoch {outcome.epoch}"]
+    return []
+
+
+def destroy(stage: Stage, vm: str) -> None:
+    """Stops a VM whatever state it is in, for a test that ends."""
+    for words in (("turn-off", vm), ("vm", "stop", vm, "--force")):
+        with contextlib.suppress(FtkvmError, subprocess.SubprocessError):
+            stage.ftkvm(*words)
