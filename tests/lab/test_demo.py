@@ -1,4 +1,4 @@
-"""The README's first command, as its reader would run it: a lab from nothing, a host's power loss, the client goes on."""
+"""The README's first command, as a reader runs it: a lab from nothing, a host loses power, the client goes on."""
 
 import json
 import os
