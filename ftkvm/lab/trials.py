@@ -520,8 +520,8 @@ def _nobody_live(this: Round, outcome: Outcome) -> list[str]:
     return wrong
 
 
-def only_one_copy_left(this: Round, outcome: Outcome) -> list[str]:
-    """After a cut: exactly one winner file, and the loser's QEMU of that epoch gone."""
+def only_one_winner(this: Round, outcome: Outcome) -> list[str]:
+    """Every epoch that ended has exactly one winner file."""
     won = winners(this.stage, this.guest, outcome.epoch)
     if len(won) != 1:
         return [f"{len(won)} winner files of epoch {outcome.epoch}"]
