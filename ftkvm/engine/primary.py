@@ -222,14 +222,9 @@ def add_nic_channels(monitor: MonitorPort, nic: Nic, ports: NicPorts, address: s
 
 
 def insert_nic(monitor: MonitorPort, nic: Nic, compare_timeout_ms: int) -> None:
-    """Mirror what comes in, and let out only what colo-compare (or the hold proxy) releases.
-
-    A promoted secondary still has its filter-rewriter, which must see packets last on their way out: ours go before it.
-    """
+    """Mirror what comes in, and let out only what colo-compare (or the hold proxy) releases."""
     present = graph.objects(monitor)
-    rewriter = f"ft-rew-{nic.alias}"
-    place = {"insert": "before", "position": f"id={rewriter}"} if rewriter in present else {}
-    common = {"netdev": nic.netdev, "vnet_hdr_support": True, **place}
+    common = {"netdev": nic.netdev, "vnet_hdr_support": True}
 
     def add(qom_type: str, name: str, **arguments: object) -> None:
         if name not in present:

@@ -98,7 +98,11 @@ def serve_disks(monitor: MonitorPort, disks: tuple[Disk, ...], address: str, por
 
 
 def build_nic(monitor: MonitorPort, nic: Nic, ports: NicPorts, address: str) -> None:
-    """Frames of the network come from the primary's mirror; what this guest sends goes to the primary's compare."""
+    """Frames of the network come from the primary's mirror; what this guest sends goes to the primary's compare.
+
+    Unlike in QEMU's own description there is no filter-rewriter: no frame that opens a TCP connection leaves before a
+    checkpoint has given both copies the same sequence numbers.
+    """
     for label, port in ((f"ft-red0-{nic.alias}", ports.mirror), (f"ft-red1-{nic.alias}", ports.compare)):
         monitor.execute(
             "chardev-add",
@@ -136,9 +140,6 @@ def build_nic(monitor: MonitorPort, nic: Nic, ports: NicPorts, address: str) -> 
             **common,
         },
     )
-    monitor.execute(
-        "object-add", {"qom-type": "filter-rewriter", "id": f"ft-rew-{nic.alias}", "queue": "all", **common}
-    )
 
 
 def prepare(
@@ -175,8 +176,8 @@ def is_loaded(monitor: MonitorPort, timeout_s: float = 5.0) -> bool:
 def go_live(monitor: MonitorPort, shape: Shape) -> None:
     """Become the running copy. Only after this side won the epoch (docs/safety.md).
 
-    The redirectors go first: they are what keeps this guest's frames from the network. The rewriter stays: TCP
-    connections opened since the last checkpoint have other sequence numbers here, and it goes on translating them.
+    The redirectors go first: they are what keeps this guest's frames from the network. There is no filter-rewriter to
+    keep: connections have the same sequence numbers on both sides (ftkvm.hold.frames.opens_connection).
     """
     for nic in shape.nics:
         graph.delete_object(monitor, f"ft-f2-{nic.alias}")

@@ -15,6 +15,7 @@ MAX_PAYLOAD = 4096 + 65536
 """QEMU's NET_BUFSIZE: a longer frame is a stream out of step."""
 ETHERNET_HEADER = 14
 IPV4, ARP, IPV6, VLAN = 0x0800, 0x0806, 0x86DD, 0x8100
+TCP, SYN = 6, 0x02
 NO_TYPE = -1
 """In place of an Ethernet type: the frame is too short to have one."""
 
@@ -26,6 +27,8 @@ class Way(Enum):
 
     COMPARE = "compare"
     HOLD = "hold"
+    OPEN = "open"
+    """Held as well, and worth a checkpoint at once: the frame opens a TCP connection."""
     PASS = "pass"
     DROP = "drop"
 
@@ -45,6 +48,19 @@ def way_of(ethertype: int, mode: Mode) -> Way:
     if mode == "block" and ethertype != ARP:
         return Way.DROP
     return Way.HOLD
+
+
+def opens_connection(buffer: bytearray, ip: int, end: int) -> bool:
+    """Whether the IPv4 packet at ``ip`` is a TCP segment with SYN.
+
+    The two copies choose different initial sequence numbers, so such a frame is released by a checkpoint only: after it
+    the secondary has the primary's numbers, and the connection lives on whichever copy goes on, also after a second
+    failover. (QEMU's filter-rewriter translates instead; the next secondary's rewriter knows nothing of the offset.)
+    """
+    if end - ip < 20 or buffer[ip + 9] != TCP or (buffer[ip + 6] & 0x1F or buffer[ip + 7]):
+        return False
+    flags = ip + 4 * (buffer[ip] & 0x0F) + 13
+    return flags < end and bool(buffer[flags] & SYN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +90,8 @@ def split(buffer: bytearray, length: int, mode: Mode) -> tuple[list[Run], int]:
         kind = position + header_size + vnet + 12
         ethertype = buffer[kind] << 8 | buffer[kind + 1] if payload - vnet >= ETHERNET_HEADER else NO_TYPE
         way = ways.get(ethertype) or ways.setdefault(ethertype, way_of(ethertype, mode))
+        if ethertype == IPV4 and opens_connection(buffer, kind + 2, end):
+            way = Way.OPEN
         if way is not run_way:
             if run_way is not None:
                 runs.append(Run(run_way, run_start, position, run_frames))

@@ -116,6 +116,8 @@ class Nic:
         self.mode: Mode = mode
         self.counters = Counters()
         self.queue = HoldQueue(HOLD_LIMIT_BYTES)
+        self.wants_checkpoint = False
+        """A frame is held that somebody waits for: set here, cleared by who asked for the checkpoint."""
         self.compare_in, self.rx = Outlet(), Outlet()
         self._tx, self._tx_filled = bytearray(BUFFER_BYTES), 0
         self._out, self._out_filled = bytearray(BUFFER_BYTES), 0
@@ -148,7 +150,8 @@ class Nic:
         if run.way is Way.COMPARE:
             kept = self.compare_in.send(data)
             counters.compared += run.frames if kept else 0
-        elif run.way is Way.HOLD:
+        elif run.way in (Way.HOLD, Way.OPEN):
+            self.wants_checkpoint = self.wants_checkpoint or run.way is Way.OPEN
             kept = self.queue.add(at_us, run.frames, bytes(data))
             counters.held += run.frames if kept else 0
         elif run.way is Way.PASS:

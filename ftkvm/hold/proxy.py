@@ -19,6 +19,8 @@ from ftkvm.hold.qmp import EventMonitor, MonitorGone
 log = logging.getLogger(__name__)
 
 RATE_PERIOD_S = 1.0
+ASK_EVERY_S = 0.1
+"""At most ten checkpoints a second are asked for, however many connections are opened."""
 
 
 class Proxy:
@@ -33,6 +35,7 @@ class Proxy:
         self._tx_sockets: dict[socket.socket, tuple[Nic, Callable[[int], None]]] = {}
         self._connected: set[socket.socket] = set()
         self._ever_connected = self._waiting = False
+        self._asked_at_s = 0.0
         self._paths: list[str] = []
         self._rate_at_s, self._rate_bytes, self.tx_bytes_per_s = time.monotonic(), 0, 0
         for nic in config.nics:
@@ -194,16 +197,23 @@ class Proxy:
         """Carry frames until QEMU has closed everything. Raises FramingError if a stream is out of step."""
         notified = False
         while self._connected or not self._ever_connected:
-            for key, mask in self.selector.select(STUCK_US / 1e6 if self._waiting else RATE_PERIOD_S):
+            for key, mask in self.selector.select(self._patience_s()):
                 if key.fileobj in self.selector.get_map():  # not closed by an earlier one of this turn
                     key.data(mask)
             self._steer()
+            self._ask_for_checkpoint()
             self._rates()
             if not notified and self.monitor is not None and self.monitor.ready:
                 notified = True
                 notify_ready()
             if self.monitor is None and not self._ever_connected:
                 return
+
+    def _patience_s(self) -> float:
+        """How long to wait for the next thing to happen."""
+        if self._waiting:
+            return STUCK_US / 1e6
+        return ASK_EVERY_S if any(nic.wants_checkpoint for nic in self.nics.values()) else RATE_PERIOD_S
 
     def _steer(self) -> None:
         """Send on what is kept, and listen on each socket for just what is useful now."""
@@ -223,6 +233,16 @@ class Proxy:
             elif listening and not nic.wants_tx():
                 self.selector.unregister(sock)
         self._waiting = any(not nic.wants_tx() for nic, _ in self._tx_sockets.values())
+
+    def _ask_for_checkpoint(self) -> None:
+        """A connection is being opened: do not let its peer wait for the interval."""
+        now_s = time.monotonic()
+        wanted = any(nic.wants_checkpoint for nic in self.nics.values())
+        if wanted and self.monitor is not None and now_s - self._asked_at_s >= ASK_EVERY_S:
+            self._asked_at_s = now_s
+            for nic in self.nics.values():
+                nic.wants_checkpoint = False
+            self.monitor.ask_checkpoint()
 
     def close(self) -> None:
         """Remove the sockets' names."""

@@ -36,6 +36,10 @@ class EventMonitor:
         """Send ``query-status``; the answer comes by ``on_status`` with this number."""
         self._send({"execute": "query-status", "id": number})
 
+    def ask_checkpoint(self) -> None:
+        """Have QEMU make a checkpoint now: setting the interval, to what it is, does that."""
+        self._send({"execute": "query-migrate-parameters", "id": "interval"})
+
     def _send(self, command: Json) -> None:
         try:
             self.socket.send(json.dumps(command).encode() + b"\r\n")
@@ -68,7 +72,10 @@ class EventMonitor:
             self._on_event(doc["event"], stamp["seconds"] * 1_000_000 + stamp["microseconds"])
         elif "return" in doc and doc.get("id") == 0:
             self.ready = True
-        elif "return" in doc and "id" in doc:
+        elif "return" in doc and doc.get("id") == "interval":
+            arguments = {"x-checkpoint-delay": doc["return"]["x-checkpoint-delay"]}
+            self._send({"execute": "migrate-set-parameters", "arguments": arguments, "id": "checkpoint"})
+        elif "return" in doc and isinstance(doc.get("id"), int):
             self._on_status(doc["id"], str(doc["return"].get("status")))
         elif "error" in doc:
             log.warning("monitor: %s", doc["error"])

@@ -179,9 +179,7 @@ class Host:
 
     def power_off(self) -> None:
         """A silent power loss: the cables first, so that no FIN or RST of dying processes gets out."""
-        for name in names.NETWORKS:
-            if network.port_exists(self.name, name):
-                network.set_port(self.name, name, up=False)
+        network.cut_all(self.name)
         self.cgroup.kill()
 
     def remove_runtime(self) -> None:

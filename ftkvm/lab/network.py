@@ -122,6 +122,13 @@ def set_port(host: str, network: str, up: bool) -> None:
     _ip(names.SWITCH_NS, "link", "set", names.port(host, network), "up" if up else "down")
 
 
+def cut_all(host: str) -> None:
+    """All cables of a host at one instant, as a power loss takes them; the VM network's first among equals."""
+    present = [network for network in reversed(list(names.NETWORKS)) if port_exists(host, network)]
+    batch = "".join(f"link set {names.port(host, network)} down\n" for network in present)
+    run(["ip", "-n", names.SWITCH_NS, "-batch", "-"], text_in=batch)
+
+
 def port_up(host: str, network: str) -> bool:
     """Whether the switch's end of the cable is in."""
     if not port_exists(host, network):
