@@ -128,6 +128,30 @@ def test_ipv4_is_compared_and_comes_out_unchanged(qemu: Qemu) -> None:
     assert (qemu.nic().compared, qemu.nic().held, qemu.nic().bytes_tx) == (2, 0, len(sent))
 
 
+SYN = bytes([0x45, *bytes(8), 6, *bytes(23), 0x12])
+"""IPv4 and TCP headers up to the flags SYN and ACK."""
+
+
+def test_a_connection_waits_for_a_checkpoint_that_is_asked_for_at_once(qemu: Qemu) -> None:
+    opening, other = frame(0x0800, SYN), frame(0x0800, b"one")
+    qemu.ends["tx0"].sendall(opening + other + opening)
+    command = qemu.next_command()
+    assert command["execute"] == "query-migrate-parameters"  # once for both
+    qemu.say({"return": {"x-checkpoint-delay": 700}, "id": command["id"]})
+    command = qemu.next_command()
+    assert command["execute"] == "migrate-set-parameters"
+    assert command["arguments"] == {"x-checkpoint-delay": 700}  # to what it is: that alone begins a checkpoint
+    qemu.say({"return": {}, "id": command["id"]})
+    assert qemu.read("compare_in0", len(other)) == other
+    assert qemu.silent("rx0")
+    qemu.event("STOP")
+    command = qemu.next_command()
+    qemu.say({"return": {"status": "colo", "running": False}, "id": command["id"]})
+    qemu.event("RESUME")
+    assert qemu.read("rx0", 2 * len(opening)) == 2 * opening
+    qemu.checkpoint()  # nothing waits: the interval is left alone
+
+
 def test_a_frame_in_single_bytes_arrives_whole(qemu: Qemu) -> None:
     sent = frame(0x0800, b"slow")
     for number in range(len(sent)):

@@ -8,6 +8,18 @@ from ftkvm.hold.frames import HEADER, MAX_PAYLOAD, FramingError, Run, Way, split
 VNET = 12
 
 
+def tcp(flags: int, protocol: int = 6, fragment: int = 0, words: int = 5) -> bytes:
+    """An IPv4 packet with a TCP header of these flags."""
+    ip = bytearray(words * 4)
+    ip[0], ip[9], ip[6:8] = 0x40 | words, protocol, fragment.to_bytes(2, "big")
+    return bytes(ip) + bytes(13) + bytes([flags]) + bytes(6)
+
+
+def ipv4(packet: bytes) -> bytearray:
+    payload = bytes(VNET) + bytes(12) + b"\x08\x00" + packet
+    return bytearray(HEADER.pack(len(payload), VNET) + payload)
+
+
 def frame(ethertype: int, size: int = 60) -> bytes:
     payload = bytes(VNET) + bytes(12) + ethertype.to_bytes(2, "big") + bytes(size - 14)
     return HEADER.pack(len(payload), VNET) + payload
@@ -28,6 +40,22 @@ class TestFrames:
             way_of(ethertype, "block").name,
             way_of(ethertype, "allow").name,
         ) == ways
+
+    @pytest.mark.parametrize(("packet", "way"), [
+        (tcp(0x02), Way.OPEN),  # SYN
+        (tcp(0x12), Way.OPEN),  # SYN ACK
+        (tcp(0x12, words=15), Way.OPEN),  # behind IP options
+        (tcp(0x10), Way.COMPARE),  # ACK
+        (tcp(0x04), Way.COMPARE),  # RST
+        (tcp(0x02, protocol=17), Way.COMPARE),  # UDP with such a byte
+        (tcp(0x02, fragment=185), Way.COMPARE),  # a later fragment has no TCP header
+        (tcp(0x02)[:39], Way.COMPARE),  # cut short
+        (tcp(0x02, words=15)[:45], Way.COMPARE),
+    ])  # fmt: skip
+    def test_what_opens_a_connection_is_held(self, packet: bytes, way: Way) -> None:
+        stream = ipv4(packet)
+        for mode in ("hold", "block", "allow"):
+            assert split(stream, len(stream), mode)[0] == [Run(way, 0, len(stream), 1)]
 
     def test_neighbours_become_one_run(self) -> None:
         frames = [frame(0x0800), frame(0x0800, 1500), frame(0x86DD), frame(0x0806), frame(0x0800)]

@@ -57,7 +57,7 @@ def opens_connection(buffer: bytearray, ip: int, end: int) -> bool:
     the secondary has the primary's numbers, and the connection lives on whichever copy goes on, also after a second
     failover. (QEMU's filter-rewriter translates instead; the next secondary's rewriter knows nothing of the offset.)
     """
-    if end - ip < 20 or buffer[ip + 9] != TCP or (buffer[ip + 6] & 0x1F or buffer[ip + 7]):
+    if end - ip < 40 or buffer[ip + 9] != TCP or buffer[ip + 7] or buffer[ip + 6] & 0x1F:
         return False
     flags = ip + 4 * (buffer[ip] & 0x0F) + 13
     return flags < end and bool(buffer[flags] & SYN)
