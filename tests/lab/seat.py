@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ftkvm.lab import lab as labs
 from ftkvm.lab import names
 from ftkvm.lab.host import Host
@@ -111,6 +113,24 @@ class Seat:
         before = self.state()
         yield
         assert self.state() == before
+
+
+@contextmanager
+def seated(directory: Path, *hosts: str) -> Iterator[Seat]:
+    """A seat whose hosts run, bare, with a cluster that has none of them yet; skips where the lab cannot be."""
+    if os.geteuid() != 0:
+        pytest.skip("the lab needs root")
+    if not labs.RECORD.exists():
+        labs.up(1, None, lambda _text: None)
+    first, second = hosts
+    made = Seat(directory, (first, second))
+    try:
+        made.up()
+        networks = [f"--{name}-network={names.NETWORKS[name].prefix}.0/24" for name in names.HOST_NETWORKS]
+        made.ok("cluster", "create", "test", "--datastore", made.inside, *networks)
+        yield made
+    finally:
+        made.down()
 
 
 def _host_state(host: Host) -> str:

@@ -8,29 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from ftkvm.lab import lab as labs
 from ftkvm.lab import names, network
 from ftkvm.lab.host import Host
 
-from .seat import Said, Seat
+from .seat import Said, Seat, seated
 
 pytestmark = pytest.mark.lab
 
 
 @pytest.fixture(scope="module")
 def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
-    if os.geteuid() != 0:
-        pytest.skip("the lab needs root")
-    if not labs.RECORD.exists():
-        labs.up(1, None, lambda _text: None)
-    made = Seat(tmp_path_factory.mktemp("seat"), ("host8", "host9"))
-    try:
-        made.up()
-        made.ok("cluster", "create", "test", "--datastore", made.inside, "--management-network", "10.77.0.0/24",
-                "--ft-network", "10.77.1.0/24", "--migration-network", "10.77.2.0/24")  # fmt: skip
+    with seated(tmp_path_factory.mktemp("seat"), "host8", "host9") as made:
         yield made
-    finally:
-        made.down()
 
 
 @pytest.fixture(scope="module")

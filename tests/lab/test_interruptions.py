@@ -5,7 +5,6 @@ is left behind; the VM's QEMU is the same process throughout.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 import pytest
 
 from ftkvm.agent import steps
-from ftkvm.lab import lab as labs
 from ftkvm.lab.host import Host
 
-from .seat import Seat
+from .seat import Seat, seated
 
 pytestmark = pytest.mark.lab
 
@@ -26,23 +24,13 @@ FAULT_POINT = "/run/ftkvm/stop-after-step"
 
 @pytest.fixture(scope="module")
 def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
-    if os.geteuid() != 0:
-        pytest.skip("the lab needs root")
-    if not labs.RECORD.exists():
-        labs.up(1, None, lambda _text: None)
-    made = Seat(tmp_path_factory.mktemp("seat"), ("host13", "host14"))
-    try:
-        made.up()
-        made.ok("cluster", "create", "test", "--datastore", made.inside, "--management-network", "10.77.0.0/24",
-                "--ft-network", "10.77.1.0/24", "--migration-network", "10.77.2.0/24")  # fmt: skip
+    with seated(tmp_path_factory.mktemp("seat"), "host13", "host14") as made:
         for host in made.hosts:
             assert made.add_host(host).status == 0
         made.define(made.hosts[0], VM)
         made.ok("vm", "register", VM, "--host", made.hosts[0].name)
         made.ok("vm", "start", VM, "--host", made.hosts[0].name)
         yield made
-    finally:
-        made.down()
 
 
 def pair(seat: Seat) -> dict[str, Any]:
