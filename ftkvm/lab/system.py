@@ -147,11 +147,22 @@ class Cgroup:
 
     @property
     def frozen(self) -> bool:
-        return self._event("frozen")
+        """Every process stands still: stopped by the freezer, or blocked in the kernel by one that is (a write to the
+        datastore whose server was stopped first), which the freezer cannot stop and need not."""
+        if self._event("frozen"):
+            return True
+        return self._freezing() and any(_blocked(pid) for pid in self.pids())
+
+    def _freezing(self) -> bool:
+        try:
+            return (self.path / "cgroup.freeze").read_text().strip() == "1"
+        except OSError:
+            return False
 
     def freeze(self, on: bool) -> None:
         """Stops or resumes every process; returns once it is so."""
         (self.path / "cgroup.freeze").write_text("1" if on else "0")
+        time.sleep(0.02)  # the freezer's own time: a blocked process must not hide that others still run
         wait_for(f"{self.name} {'frozen' if on else 'thawed'}", lambda: self.frozen == on, 10, 0.005)
 
     def kill(self) -> None:
@@ -181,3 +192,11 @@ class Cgroup:
                 directory.rmdir()
             if tree.exists():
                 tree.rmdir()
+
+
+def _blocked(pid: int) -> bool:
+    """State D: in the kernel, uninterruptible."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
+    except (OSError, IndexError):
+        return False
