@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 PACKAGES := python3 python3-venv debootstrap systemd-container bindfs fuse3 nftables tcpdump iproute2 iputils-ping \
             qemu-utils gcc libc6-dev xz-utils git openssh-client util-linux ca-certificates
 
-.PHONY: setup packages demo test check format clean
+.PHONY: setup packages demo test check soak bench format clean
 
 setup: packages $(VENV)/ready ## what this machine lacks, and the Python environment
 
@@ -33,6 +33,12 @@ check: $(VENV)/ready ## format, lint, types, and the tests that need no lab
 
 test: setup check ## all of check, then the lab's tests on real hosts
 	$(PYTHON) -m pytest -q -m lab
+
+soak: setup ## the long round of faults on one connection and one ledger: build/soak.json
+	$(PYTHON) -m ftkvm.lab.soak
+
+bench: setup ## unprotected against protected, as ratios from one run: build/bench.json
+	$(PYTHON) -m ftkvm.lab.bench
 
 format: $(VENV)/ready
 	$(VENV)/bin/ruff format ftkvm hostprep tests
