@@ -19,7 +19,7 @@ from typing import Any
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.home import Home
-from ftkvm.lab import lab, ledger, names, trials
+from ftkvm.lab import lab, ledger, looks, names, strikes, trials
 from ftkvm.lab.client import Capture, CounterClient, LedgerClient, wait_for_guest
 from ftkvm.lab.demo import Clients
 from ftkvm.lab.guest import domain
@@ -29,10 +29,6 @@ from ftkvm.lab.trials import Outcome, PauseProbe, Round, Say
 
 REPORT = Path("build/soak.json")
 HOSTS = tuple(names.host_names(3))
-SETTLE_S = 3.0
-"""A connection is covered by a checkpoint before the first strike. One opened since the last checkpoint has other
-sequence numbers in the second copy, and does not outlive the failover after the next (docs: filter-rewriter)."""
-
 
 
 def make_stage(say: Say) -> Stage:
@@ -81,8 +77,12 @@ def streaming(stage: Stage, guest: domain.Guest, say: Say, seed: int) -> Iterato
         first = ledger.next_free(guest.address)
         records = stack.enter_context(LedgerClient(guest.address, first=first, every_s=0.02))
         capture = stack.enter_context(Capture(list(stage.hosts)))
-        time.sleep(SETTLE_S)
-        yield Round(stage, guest, Clients(counter, probe, records, capture), say, random.Random(seed))
+        this = Round(stage, guest, Clients(counter, probe, records, capture), say, random.Random(seed))
+        try:
+            yield this
+        finally:
+            for each in this.newcomers:
+                each.close()
 
 
 def prove(stage: Stage, guest: domain.Guest, acknowledged: Sequence[int]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def prove(stage: Stage, guest: domain.Guest, acknowledged: Sequence[int]) -> dic
     disk = stage.disk_of(guest.name, host.name)
     stage.ftkvm("vm", "stop", guest.name)
     verdict = ledger.verify(host, disk, acknowledged)
-    images = trials.chain(host, disk)
+    images = looks.chain(host, disk)
     for image in images:
         ledger.image_check(host, image)
     return {
@@ -141,13 +141,13 @@ def soak(options: argparse.Namespace, report: dict[str, Any], say: Say) -> None:
     guest = make_vm(stage, options.vm, options.disk_size, say)
     report["protect"] = protect(stage, guest.name)
     say(f"protected: {report['protect']}")
-    strikes = trials.draw(options.faults, options.seed, options.only)
-    strikes += ["crash-primary"] * options.crashes + ["kill-primary"] * options.kills
+    kinds = strikes.draw(options.faults, options.seed, options.only)
+    kinds += ["crash-primary"] * options.crashes + ["kill-primary"] * options.kills
     with streaming(stage, guest, say, options.seed) as this:
         outcomes = this.outcomes
         try:
-            for number, fault in enumerate(strikes, 1):
-                say(f"-- {number} of {len(strikes)}")
+            for number, fault in enumerate(kinds, 1):
+                say(f"-- {number} of {len(kinds)}")
                 this.run(fault)
             if options.both_hung:
                 trials.hung_on_both(this)
@@ -178,7 +178,7 @@ def options_of(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--crashes", type=int, default=20, help="silent crashes of the primary's host after them")
     parser.add_argument("--kills", type=int, default=5, help="SIGKILLs of the primary's QEMU after those")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", action="append", choices=sorted(trials.FAULTS), help="draw from these kinds")
+    parser.add_argument("--only", action="append", choices=sorted(strikes.FAULTS), help="draw from these kinds")
     parser.add_argument("--vm", default="vm1")
     parser.add_argument("--disk-size", default="1G")
     parser.add_argument("--both-hung", action=argparse.BooleanOptionalAction, default=True)

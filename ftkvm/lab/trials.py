@@ -1,12 +1,10 @@
 """Faults against a protected VM, one at a time: strike, wait until protected again, check what must hold.
 
-Each kind of fault is one function: it strikes, and returns how to mend what it broke. `Round.run` does the rest, the
-same for all: nothing acknowledged lost, nothing twice, no gap in a stream, one host at a time that speaks for the VM.
+`strikes` has the kinds of fault, one function each; `Round.run` does the rest, the same for all: nothing acknowledged
+lost, nothing twice, no gap in a stream, one host at a time that speaks for the VM.
 """
 
 import contextlib
-import itertools
-import json
 import random
 import subprocess
 import time
@@ -17,8 +15,8 @@ from typing import Any
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.client import AgentClient
 from ftkvm.home import Home
-from ftkvm.lab import faults, lab, ledger, names, netns
-from ftkvm.lab.client import Emission, GapProbe
+from ftkvm.lab import faults, ledger, looks, names, netns, strikes
+from ftkvm.lab.client import CONTROL, CounterClient, GapProbe, ask, wait_for_guest
 from ftkvm.lab.demo import Clients
 from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.host import Host
@@ -27,9 +25,6 @@ from ftkvm.lab.stage import Stage
 PROGRESS_TIMEOUT_S = 60.0
 PROTECTED_TIMEOUT_S = 90.0
 HOST_BACK_TIMEOUT_S = 60.0
-FREEZE_S = 10.0
-HANG_S = 6.0
-CUT_S = 4.0
 QUIET_S = 1.0
 """How long the network is watched after a fault to see who still speaks for the VM."""
 
@@ -37,8 +32,6 @@ MAX_DEPTH = 4
 """Images in a disk's chain that a protect may lead to (core.chain.ChainLimits)."""
 
 Say = Callable[[str], None]
-Mend = Callable[[], None]
-Strike = Callable[["Round", dict[str, Any]], Mend]
 
 
 class PauseProbe(GapProbe):
@@ -120,6 +113,8 @@ class Round:
     say: Say
     chance: random.Random
     outcomes: list[Outcome] = field(default_factory=list)
+    newcomers: list[CounterClient] = field(default_factory=list)
+    """Connections opened just before a strike; each has to live through that failover and the next."""
     eyes: Eyes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -135,12 +130,13 @@ class Round:
         outcome = Outcome(fault, int(pair["epoch"]), str(pair["host"]), str(pair["secondary_host"]))
         self.outcomes.append(outcome)
         self.say(f"{fault}: epoch {outcome.epoch}, primary {outcome.primary}, secondary {outcome.secondary}")
+        self._newcomer()
         self.clients.mark()
         at = time.monotonic()
-        mend = FAULTS[fault](self, pair)
-        with Mending(mend) as mending:
+        mend = strikes.FAULTS[fault](self, pair)
+        with strikes.Mending(mend) as mending:
             served = self.wait_served()
-            if fault in NEEDS_MENDING:
+            if fault in strikes.NEEDS_MENDING:
                 mending.now()
             after = self.wait_protected(outcome.epoch)
             outcome.protected_after_s = round(time.monotonic() - at, 2)
@@ -151,6 +147,27 @@ class Round:
         self.check(outcome, after)
         self._tell(outcome)
         return outcome
+
+    def _newcomer(self) -> None:
+        while len(self.newcomers) >= 2:
+            self.newcomers.pop(0).close()
+        self.newcomers.append(CounterClient(self.guest.address))
+        self.newcomers[-1].start()
+
+    def _newcomers_wrong(self) -> list[str]:
+        """Those that are broken or carry nothing any more; waits a while for slow ones."""
+        before = [each.last for each in self.newcomers]
+        deadline = time.monotonic() + 5.0
+        while time.monotonic() < deadline:
+            if all(each.last > was for each, was in zip(self.newcomers, before, strict=True)):
+                break
+            time.sleep(0.05)
+        ages = range(len(self.newcomers), 0, -1)
+        return [
+            f"a connection opened {age} strikes ago is {each.broken or 'stuck'}, {each.gaps} gaps"
+            for each, was, age in zip(self.newcomers, before, ages, strict=True)
+            if each.broken or each.last == was or each.gaps
+        ]
 
     def _probe(self) -> PauseProbe:
         assert isinstance(self.clients.probe, PauseProbe)
@@ -222,11 +239,12 @@ class Round:
         """All that must hold after any fault."""
         wrong = outcome.wrong
         wrong += self.clients.broken()
+        wrong += self._newcomers_wrong()
         if self.clients.counter.gaps:
             wrong.append(f"{self.clients.counter.gaps} gaps in the counter")
         if self.clients.probe.wrong or self.clients.records.refused:
             wrong.append(f"{self.clients.probe.wrong} wrong echoes, refused: {self.clients.records.refused[:3]}")
-        wrong += overlaps(self.clients.capture.emitters(self.guest.mac))
+        wrong += looks.overlaps(self.clients.capture.emitters(self.guest.mac))
         wrong += self._only_speaker(str(pair["host"]))
         wrong += self._only_runner(str(pair["host"]))
         outcome.round_trip_ms = self._round_trip()
@@ -239,7 +257,7 @@ class Round:
         return [] if speaking == {host} else [f"frames come from {sorted(speaking)}, the VM runs on {host}"]
 
     def _only_runner(self, host: str) -> list[str]:
-        running = [name for name in self.stage.hosts if runs_for_itself(Host(name), self.vm)]
+        running = [name for name in self.stage.hosts if looks.runs_for_itself(Host(name), self.vm)]
         return [] if running == [host] else [f"copies that run for themselves: {running}, the VM runs on {host}"]
 
     def _round_trip(self) -> float:
@@ -257,7 +275,7 @@ class Round:
             if verdict.good:
                 break
             time.sleep(1.0)
-        outcome.depth = len(chain(Host(host), disk))
+        outcome.depth = len(looks.chain(Host(host), disk))
         if not verdict.good:
             bad = {"lost": verdict.lost[:5], "doubled": verdict.doubled[:5], "wrong": verdict.wrong[:5]}
             outcome.wrong.append(f"ledger of {verdict.acknowledged}: {bad}")
@@ -265,216 +283,7 @@ class Round:
             outcome.wrong.append(f"chain of {outcome.depth} images")
 
 
-class Mending:
-    """Mends once, at the time the fault asks for or else at the end, whatever happened in between."""
-
-    def __init__(self, mend: Mend) -> None:
-        self._mend: Mend | None = mend
-
-    def now(self) -> None:
-        mend, self._mend = self._mend, None
-        if mend is not None:
-            mend()
-
-    def __enter__(self) -> "Mending":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.now()
-
-
-def overlaps(emitters: dict[str, Emission]) -> list[str]:
-    """Hosts whose frames of one guest are mixed in time: two copies that answer."""
-    by_time = sorted(emitters.items(), key=lambda item: item[1].first)
-    wrong = []
-    for (early, before), (late, after) in itertools.pairwise(by_time):
-        if before.last > after.first:
-            wrong.append(
-                f"{early} still spoke {1000 * (before.last - after.first):.0f} ms after {late} began "
-                f"(kinds {sorted(map(hex, before.kinds))})"
-            )
-    return wrong
-
-
-def runs_for_itself(host: Host, vm: str) -> bool:
-    """Whether a QEMU of the VM on this host answers to its guest's clients: it runs and is no COLO secondary."""
-    if not host.running or not faults.qemu_pids(host, vm):
-        return False
-    ask = ["virsh", "qemu-monitor-command", vm, '{"execute":"query-colo-status"}']
-    try:
-        mode = json.loads(host.run(ask, timeout_s=10))["return"]["mode"]
-    except (FtkvmError, ValueError, KeyError):
-        return bool(faults.qemu_pids(host, vm))  # it cannot be asked: as bad as one that runs
-    return bool(mode != "secondary")
-
-
-def chain(host: Host, image: str) -> list[str]:
-    """The images of a disk, topmost first."""
-    said = host.run(["qemu-img", "info", "-U", "--backing-chain", "--output=json", image], timeout_s=30)
-    return [str(each["filename"]) for each in json.loads(said)]
-
-
-# ----------------------------------------------------------------------------------------------------- the faults
-
-
-def _crash(name: str) -> Mend:
-    faults.crash(name)
-    return lambda: faults.start(name)
-
-
-def crash_primary(_round: Round, pair: dict[str, Any]) -> Mend:
-    """Power loss of the host the VM runs on."""
-    return _crash(pair["host"])
-
-
-def crash_secondary(_round: Round, pair: dict[str, Any]) -> Mend:
-    """Power loss of the host of the second copy."""
-    return _crash(pair["secondary_host"])
-
-
-def _nothing() -> None:
-    return None
-
-
-def kill_primary(this: Round, pair: dict[str, Any]) -> Mend:
-    """SIGKILL to the QEMU that answers."""
-    faults.kill(pair["host"], f"qemu:{this.vm}")
-    return _nothing
-
-
-def kill_secondary(this: Round, pair: dict[str, Any]) -> Mend:
-    """SIGKILL to the QEMU that follows."""
-    faults.kill(pair["secondary_host"], f"qemu:{this.vm}")
-    return _nothing
-
-
-def _freeze(name: str) -> Mend:
-    faults.freeze(name)
-    began = time.monotonic()
-
-    def thaw() -> None:
-        time.sleep(max(0.0, FREEZE_S - (time.monotonic() - began)))
-        faults.thaw(name)
-
-    return thaw
-
-
-def freeze_primary(_round: Round, pair: dict[str, Any]) -> Mend:
-    """All processes of the primary's host stop for 10 s: a zombie that wakes up when its VM has long gone on."""
-    return _freeze(pair["host"])
-
-
-def freeze_secondary(_round: Round, pair: dict[str, Any]) -> Mend:
-    return _freeze(pair["secondary_host"])
-
-
-def cut_ft(this: Round, pair: dict[str, Any]) -> Mend:
-    """The cable of one side, drawn by lot, out of the FT network; both live."""
-    return _cut(this.chance.choice([pair["host"], pair["secondary_host"]]), ("ft",))
-
-
-def cut_ft_and_management(this: Round, pair: dict[str, Any]) -> Mend:
-    """The same side out of both networks: nobody can tell it anything."""
-    return _cut(this.chance.choice([pair["host"], pair["secondary_host"]]), ("ft", "management"))
-
-
-def _cut(name: str, networks: tuple[str, ...]) -> Mend:
-    for network in networks:
-        faults.cut(name, network)
-    began = time.monotonic()
-
-    def heal() -> None:
-        time.sleep(max(0.0, CUT_S - (time.monotonic() - began)))
-        for network in networks:
-            faults.heal(name, network)
-
-    return heal
-
-
-def _storage(name: str, how: str) -> Mend:
-    faults.storage(name, how)
-    began = time.monotonic()
-
-    def mend() -> None:
-        time.sleep(max(0.0, HANG_S - (time.monotonic() - began)))
-        if lab.storage_state(Host(name)) != "ok":
-            faults.storage(name, "ok")
-
-    return mend
-
-
-def hang_storage_primary(_round: Round, pair: dict[str, Any]) -> Mend:
-    """Every access to the datastore blocks on the primary's host."""
-    return _storage(pair["host"], "hang")
-
-
-def hang_storage_secondary(_round: Round, pair: dict[str, Any]) -> Mend:
-    return _storage(pair["secondary_host"], "hang")
-
-
-def lose_storage_primary(_round: Round, pair: dict[str, Any]) -> Mend:
-    """Every access to the datastore is an error on the primary's host."""
-    return _storage(pair["host"], "fail")
-
-
-def lose_storage_secondary(_round: Round, pair: dict[str, Any]) -> Mend:
-    return _storage(pair["secondary_host"], "fail")
-
-
-def agent_killed_then_crash(this: Round, pair: dict[str, Any]) -> Mend:
-    """The agents of one or both hosts of the pair die, and 50 ms later the primary's host does."""
-    sides = [pair["host"], pair["secondary_host"]]
-    for name in this.chance.choice([sides, sides[:1], sides[1:]]):
-        with contextlib.suppress(FtkvmError):
-            faults.kill(name, "ftkvm-agent")
-    time.sleep(0.05)
-    return _crash(pair["host"])
-
-
-FAULTS: dict[str, Strike] = {
-    strike.__name__.replace("_", "-"): strike
-    for strike in (
-        crash_primary,
-        crash_secondary,
-        kill_primary,
-        kill_secondary,
-        freeze_primary,
-        freeze_secondary,
-        cut_ft,
-        cut_ft_and_management,
-        hang_storage_primary,
-        hang_storage_secondary,
-        lose_storage_primary,
-        lose_storage_secondary,
-        agent_killed_then_crash,
-    )
-}
-
-NEEDS_MENDING = frozenset({"cut-ft", "cut-ft-and-management"})
-"""Mended before the VM is waited for: with the winner itself cut off there is nobody to be its secondary."""
-
-
-def draw(count: int, seed: int, kinds: list[str] | None = None) -> list[str]:
-    """``count`` kinds of fault in random order; every kind comes once before any comes again."""
-    chosen = random.Random(seed)
-    bag: list[str] = []
-    drawn: list[str] = []
-    while len(drawn) < count:
-        if not bag:
-            bag = list(kinds or FAULTS)
-            chosen.shuffle(bag)
-        drawn.append(bag.pop())
-    return drawn
-
-
 # --------------------------------------------------------------------------------------------- both sides alive
-
-
-def winners(stage: Stage, guest: Guest, epoch: int) -> list[dict[str, Any]]:
-    """The winner files of an epoch (there can be one at most: read as they lie on the datastore)."""
-    relative = stage.datastore.removeprefix(names.DATASTORE_MOUNT).strip("/")
-    directory = names.DATASTORE / relative / ".ftkvm/ft" / guest.uuid
-    return [json.loads(path.read_text()) for path in directory.glob(f"epoch-{epoch:04d}.winner")]
 
 
 def hung_on_both(this: Round) -> Outcome:
@@ -490,7 +299,7 @@ def hung_on_both(this: Round) -> Outcome:
         faults.storage(name, "hang")
     faults.cut(first, "ft")
     try:
-        time.sleep(HANG_S)
+        time.sleep(strikes.HANG_S)
         outcome.wrong += _nobody_live(this, outcome)
     finally:
         for name in (first, second):
@@ -502,7 +311,7 @@ def hung_on_both(this: Round) -> Outcome:
     outcome.gap_ms = outcome.longest_ms = this._probe().worst_ms(at, time.monotonic())
     this._figures(outcome, after)
     this._wait_hosts()
-    if len(winners(this.stage, this.guest, outcome.epoch)) != 1:
+    if len(looks.winners(this.stage, this.guest, outcome.epoch)) != 1:
         outcome.wrong.append("not exactly one winner file")
     this.check(outcome, after)
     this._tell(outcome)
@@ -511,7 +320,9 @@ def hung_on_both(this: Round) -> Outcome:
 
 def _nobody_live(this: Round, outcome: Outcome) -> list[str]:
     """While the datastore hangs: no winner file, and nothing of the guest on the wire from the second host."""
-    wrong = [f"a winner with the datastore hung: {winner}" for winner in winners(this.stage, this.guest, outcome.epoch)]
+    wrong = [
+        f"a winner with the datastore hung: {winner}" for winner in looks.winners(this.stage, this.guest, outcome.epoch)
+    ]
     this.clients.capture.mark()
     time.sleep(QUIET_S)
     speaking = set(this.clients.capture.emitters(this.guest.mac))
@@ -520,12 +331,12 @@ def _nobody_live(this: Round, outcome: Outcome) -> list[str]:
     return wrong
 
 
-def only_one_winner(this: Round, outcome: Outcome) -> list[str]:
-    """Every epoch that ended has exactly one winner file."""
-    won = winners(this.stage, this.guest, outcome.epoch)
-    if len(won) != 1:
-        return [f"{len(won)} winner files of epoch {outcome.epoch}"]
-    return []
+def reboot(guest: Guest) -> None:
+    """Has the guest reboot, and waits until it answers again."""
+    with contextlib.suppress(OSError):  # it may be gone before it has answered
+        ask(guest.address, CONTROL, "reboot")
+    time.sleep(1.0)
+    wait_for_guest(guest.address)
 
 
 def destroy(stage: Stage, vm: str) -> None:

@@ -1,0 +1,189 @@
+"""The kinds of fault a protected VM must live through: each strikes, and returns how to mend what it broke."""
+
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.lab import faults, lab
+from ftkvm.lab.host import Host
+
+if TYPE_CHECKING:
+    from ftkvm.lab.trials import Round
+
+FREEZE_S = 10.0
+HANG_S = 6.0
+CUT_S = 4.0
+
+Mend = Callable[[], None]
+Strike = Callable[["Round", dict[str, Any]], Mend]
+
+
+class Mending:
+    """Mends once, at the time the fault asks for or else at the end, whatever happened in between."""
+
+    def __init__(self, mend: Mend) -> None:
+        self._mend: Mend | None = mend
+
+    def now(self) -> None:
+        mend, self._mend = self._mend, None
+        if mend is not None:
+            mend()
+
+    def __enter__(self) -> "Mending":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.now()
+
+
+def _crash(name: str) -> Mend:
+    faults.crash(name)
+    return lambda: faults.start(name)
+
+
+def crash_primary(_round: "Round", pair: dict[str, Any]) -> Mend:
+    """Power loss of the host the VM runs on."""
+    return _crash(pair["host"])
+
+
+def crash_secondary(_round: "Round", pair: dict[str, Any]) -> Mend:
+    """Power loss of the host of the second copy."""
+    return _crash(pair["secondary_host"])
+
+
+def _nothing() -> None:
+    return None
+
+
+def kill_primary(this: "Round", pair: dict[str, Any]) -> Mend:
+    """SIGKILL to the QEMU that answers."""
+    faults.kill(pair["host"], f"qemu:{this.vm}")
+    return _nothing
+
+
+def kill_secondary(this: "Round", pair: dict[str, Any]) -> Mend:
+    """SIGKILL to the QEMU that follows."""
+    faults.kill(pair["secondary_host"], f"qemu:{this.vm}")
+    return _nothing
+
+
+def _freeze(name: str) -> Mend:
+    faults.freeze(name)
+    began = time.monotonic()
+
+    def thaw() -> None:
+        time.sleep(max(0.0, FREEZE_S - (time.monotonic() - began)))
+        faults.thaw(name)
+
+    return thaw
+
+
+def freeze_primary(_round: "Round", pair: dict[str, Any]) -> Mend:
+    """All processes of the primary's host stop for 10 s: a zombie that wakes up when its VM has long gone on."""
+    return _freeze(pair["host"])
+
+
+def freeze_secondary(_round: "Round", pair: dict[str, Any]) -> Mend:
+    return _freeze(pair["secondary_host"])
+
+
+def cut_ft(this: "Round", pair: dict[str, Any]) -> Mend:
+    """The cable of one side, drawn by lot, out of the FT network; both live."""
+    return _cut(this.chance.choice([pair["host"], pair["secondary_host"]]), ("ft",))
+
+
+def cut_ft_and_management(this: "Round", pair: dict[str, Any]) -> Mend:
+    """The same side out of both networks: nobody can tell it anything."""
+    return _cut(this.chance.choice([pair["host"], pair["secondary_host"]]), ("ft", "management"))
+
+
+def _cut(name: str, networks: tuple[str, ...]) -> Mend:
+    for network in networks:
+        faults.cut(name, network)
+    began = time.monotonic()
+
+    def heal() -> None:
+        time.sleep(max(0.0, CUT_S - (time.monotonic() - began)))
+        for network in networks:
+            faults.heal(name, network)
+
+    return heal
+
+
+def _storage(name: str, how: str) -> Mend:
+    faults.storage(name, how)
+    began = time.monotonic()
+
+    def mend() -> None:
+        time.sleep(max(0.0, HANG_S - (time.monotonic() - began)))
+        if lab.storage_state(Host(name)) != "ok":
+            faults.storage(name, "ok")
+
+    return mend
+
+
+def hang_storage_primary(_round: "Round", pair: dict[str, Any]) -> Mend:
+    """Every access to the datastore blocks on the primary's host."""
+    return _storage(pair["host"], "hang")
+
+
+def hang_storage_secondary(_round: "Round", pair: dict[str, Any]) -> Mend:
+    return _storage(pair["secondary_host"], "hang")
+
+
+def lose_storage_primary(_round: "Round", pair: dict[str, Any]) -> Mend:
+    """Every access to the datastore is an error on the primary's host."""
+    return _storage(pair["host"], "fail")
+
+
+def lose_storage_secondary(_round: "Round", pair: dict[str, Any]) -> Mend:
+    return _storage(pair["secondary_host"], "fail")
+
+
+def agent_killed_then_crash(this: "Round", pair: dict[str, Any]) -> Mend:
+    """The agents of one or both hosts of the pair die, and 50 ms later the primary's host does."""
+    sides = [pair["host"], pair["secondary_host"]]
+    for name in this.chance.choice([sides, sides[:1], sides[1:]]):
+        with contextlib.suppress(FtkvmError):
+            faults.kill(name, "ftkvm-agent")
+    time.sleep(0.05)
+    return _crash(pair["host"])
+
+
+FAULTS: dict[str, Strike] = {
+    strike.__name__.replace("_", "-"): strike
+    for strike in (
+        crash_primary,
+        crash_secondary,
+        kill_primary,
+        kill_secondary,
+        freeze_primary,
+        freeze_secondary,
+        cut_ft,
+        cut_ft_and_management,
+        hang_storage_primary,
+        hang_storage_secondary,
+        lose_storage_primary,
+        lose_storage_secondary,
+        agent_killed_then_crash,
+    )
+}
+
+NEEDS_MENDING = frozenset({"cut-ft", "cut-ft-and-management"})
+"""Mended before the VM is waited for: with the winner itself cut off there is nobody to be its secondary."""
+
+
+def draw(count: int, seed: int, kinds: list[str] | None = None) -> list[str]:
+    """``count`` kinds of fault in random order; every kind comes once before any comes again."""
+    chosen = random.Random(seed)
+    bag: list[str] = []
+    drawn: list[str] = []
+    while len(drawn) < count:
+        if not bag:
+            bag = list(kinds or FAULTS)
+            chosen.shuffle(bag)
+        drawn.append(bag.pop())
+    return drawn
