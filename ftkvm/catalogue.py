@@ -84,6 +84,8 @@ CATALOGUE: dict[str, Message] = dict(
         _m("FTKVM-130", "VM {vm}: NIC {device} is of type {type}",
            "Only interfaces on a bridge can be gated at the host, so that a copy that lost can send nothing.",
            "Connect it to one of the cluster's bridges: <interface type='bridge'><source bridge='{bridge}'/>."),
+        _m("FTKVM-114", "setting {name} of VM {vm} is refused: {detail}", "The name or the value is not one that FT knows.",
+           "`ftkvm vm show {vm}` lists the settings with their defaults and ranges.", 2),
         _m("FTKVM-201", "no host named {host} in the cluster", "The cluster's configuration has no such host.",
            "`ftkvm host list` shows the hosts; `ftkvm host add NAME` adds one.", 3),
         _m("FTKVM-202", "host {host} does not answer: {detail}", "No connection to its agent could be made: the host is down, cut off, or its agent is not running.",

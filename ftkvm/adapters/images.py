@@ -9,6 +9,7 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.core.suitability import ImageFacts
 
 QEMU_IMG_TIMEOUT_S = 20.0
+COMMIT_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,20 @@ def create_empty(path: str, virtual_bytes: int) -> None:
     _qemu_img("create", "-q", "-f", "qcow2", path, str(virtual_bytes))
 
 
+def commit(top: str, base: str) -> None:
+    """Write everything above ``base`` into it; nobody may have the images open. Interrupted, it is simply run again."""
+    _qemu_img("commit", "-q", "-b", base, top, timeout_s=COMMIT_TIMEOUT_S)
+
+
 def remove(path: str) -> None:
     """Delete an image; one that is not there is fine."""
     Path(path).unlink(missing_ok=True)
 
 
-def _qemu_img(*arguments: str) -> str:
+def _qemu_img(*arguments: str, timeout_s: float = QEMU_IMG_TIMEOUT_S) -> str:
     command = ("qemu-img", *arguments)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=QEMU_IMG_TIMEOUT_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
         detail = f"no end within {error.timeout:g} s"
         raise FtkvmError("FTKVM-331", command=" ".join(command), detail=detail) from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..adapters.qmp import MonitorError
 from ..adapters.sockets import sent_bytes
 from ..core import checkpoint_interval as pace
+from ..core.ft_settings import effective
 from ..core.pair import QemuState
 from ..engine import primary
 from ..hold import status as hold_status
@@ -99,9 +100,9 @@ class Pacer:
         self._before = now
 
     def _limits(self) -> pace.Limits:
-        settings = self._worker.poller.snapshot().ft_settings
-        low = int(settings.get("ft.checkpoint_min_ms", pace.DEFAULT_MIN_MS))
-        return pace.Limits(low, max(low, int(settings.get("ft.checkpoint_max_ms", pace.DEFAULT_MAX_MS))))
+        settings = effective(self._worker.poller.snapshot().ft_settings)
+        low = int(settings["ft.checkpoint_min_ms"])
+        return pace.Limits(low, max(low, int(settings["ft.checkpoint_max_ms"])))
 
     def _counters(self) -> pace.Counters:
         status = hold_status.fetch(holds.status_path(self._worker.ctx, self._worker.uuid))

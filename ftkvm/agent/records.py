@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..catalogue import FtkvmError
 from ..core.pair import PairRecord as CoreRecord
 from ..core.pair import Winner, WinnerAbsent, WinnerState
 from ..core.reasons import Reason
@@ -131,6 +132,19 @@ class PairStore:
         )
         return _winner(doc)
 
+    def last_images(self) -> dict[str, str] | None:
+        """Disk target → image that holds the VM's last state, of a VM that runs nowhere; None: it never was in a pair.
+
+        :raises FtkvmError: FTKVM-111, the last epoch has no winner: which copy is the last one is not decided
+        """
+        pair = self.latest()
+        if pair is None:
+            return None
+        winner = self.winner(pair.epoch)
+        if not isinstance(winner, Winner):
+            raise FtkvmError("FTKVM-111", vm=pair.vm)
+        return pair.primary.disks if winner.host == pair.primary.host else pair.secondary.disks
+
     def operation(self) -> OperationDoc | None:
         doc = self._datastore.read_json(f"{self._directory}/operation.json")
         return OperationDoc.from_json(doc) if doc is not None else None
@@ -149,6 +163,12 @@ class PairStore:
         """Record whether the operator wants FT for this VM."""
         doc = self.vm() or {"uuid": self.uuid}
         doc.setdefault("ft", {})["enabled"] = enabled
+        self._datastore.replace(f"vms/{self.uuid}/vm.json", doc)
+
+    def set_ft_settings(self, settings: dict[str, Any]) -> None:
+        """Replace the FT settings of this VM."""
+        doc = self.vm() or {"uuid": self.uuid}
+        doc.setdefault("ft", {})["settings"] = settings
         self._datastore.replace(f"vms/{self.uuid}/vm.json", doc)
 
     def last_failover(self) -> dict[str, Any] | None:

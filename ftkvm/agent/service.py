@@ -9,9 +9,11 @@ from ftkvm.agent.cluster import commit_config
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.gather import Answers, gather
 from ftkvm.agent.operations import Operations
+from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import Pairs, VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
+from ftkvm.core import ft_settings
 from ftkvm.ports import DatastoreError, Json, Progress
 
 log = logging.getLogger(__name__)
@@ -136,8 +138,6 @@ class Service:
         if record.uuid in places.copies:
             raise FtkvmError("FTKVM-103", vm=record.name, host=places.copies[record.uuid][0][0])
         self._require_known(record, places)
-        if record.ft_enabled:
-            raise FtkvmError("FTKVM-111", vm=record.name)
         target = host or self._place(places)
         return self._ctx.peers.call(
             target, "POST", f"/v1/local/vms/{record.uuid}/start", {"owner": number}, _HAND_OVER_TIMEOUT_S
@@ -163,6 +163,35 @@ class Service:
         if secondary is not None:
             self._ctx.cluster.host(secondary)
         return self._at_main(record, "ft/enable", {"secondary": secondary})
+
+    def ft_settings(self, name: str) -> Json:
+        """A VM's FT settings: value, default, range, meaning and when a change applies."""
+        record = self.vms.find(name)
+        values = ft_settings.effective(record.ft_settings)
+        rows = [
+            {
+                **asdict(each),
+                "allowed": each.allowed,
+                "value": values[each.name],
+                "is_default": each.name not in record.ft_settings,
+            }
+            for each in ft_settings.SETTINGS.values()
+        ]
+        return {"vm": record.name, "uuid": record.uuid, "settings": rows}
+
+    def set_ft_settings(self, name: str, words: dict[str, str]) -> Json:
+        """Change FT settings; all or none.
+
+        :raises FtkvmError: FTKVM-114
+        """
+        record = self.vms.find(name)
+        try:
+            changed = ft_settings.change(record.ft_settings, words)
+        except ft_settings.BadSetting as error:
+            raise FtkvmError("FTKVM-114", vm=record.name, name=error.name, detail=error.detail) from error
+        store = PairStore(self._ctx.datastore, record.uuid)
+        self._ctx.workers.run(lambda: store.set_ft_settings(changed), 5.0, "write vm.json")
+        return self.ft_settings(name)
 
     def turn_off(self, name: str) -> Json:
         """Turn FT off; returns the operation. If no copy runs, the last owner's host cleans up.

@@ -5,8 +5,11 @@ Every part asks what is there before it acts, so an agent that starts again simp
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
+from ..adapters import images
 from ..catalogue import FtkvmError
+from ..core.chain import ours_on_top
 from ..core.pair import Winner
 from ..core.reasons import Reason
 from ..engine import primary
@@ -14,7 +17,7 @@ from . import holds, steps
 from .context import AgentContext
 from .pair_worker import PairWorker
 from .protect import fault_point, merge_chain, remove_secondary_images
-from .records import OperationDoc
+from .records import OperationDoc, PairStore
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,37 @@ def turn_off(ctx: AgentContext, worker: PairWorker, progress: Callable[[int, int
         progress(number, len(STEPS), text)
         getattr(run, name)()
         fault_point(ctx, name)
+
+
+def turn_off_stopped(ctx: AgentContext, store: PairStore, progress: Callable[[int, int, str], None]) -> None:
+    """Turn FT off for a VM that runs nowhere (the caller made sure): the winner's overlays go into the user's images.
+
+    :raises FtkvmError: FTKVM-111 the last epoch has no winner, FTKVM-331 qemu-img failed; run it again, it carries on
+    """
+    last = ctx.workers.run(store.last_images, 5.0, "read pair records") or {}
+    for number, (target, top) in enumerate(sorted(last.items()), 1):
+        progress(number, len(last) + 1, f"merge the overlays of {target}")
+        if not Path(top).exists():
+            continue  # an interrupted run before this one had merged it already
+        chain = [image.path for image in images.chain(top)]
+        overlays = ours_on_top(chain)
+        images.commit(top, chain[len(overlays)])
+        for path in overlays:
+            images.remove(path)
+    progress(len(last) + 1, len(last) + 1, "FT is off")
+    remove_overlays(store)
+    store.set_ft_enabled(False)
+    store.clear_operation()
+
+
+def remove_overlays(store: PairStore) -> None:
+    """All overlays that any pair record of the VM names, when none of them is needed any more."""
+    for epoch in store.epochs():
+        pair = store.pair(epoch)
+        for place in (pair.primary, pair.secondary) if pair else ():
+            for image in place.disks.values():
+                if ".ft-" in image:
+                    remove_secondary_images(image)
 
 
 class _TurnOff:
@@ -91,12 +125,7 @@ class _TurnOff:
         vm = self.worker.vm
         for disk in vm.shape(fresh=True).disks:
             merge_chain(vm, disk.target)
-        for epoch in self.store.epochs():
-            pair = self.store.pair(epoch)
-            for place in (pair.primary, pair.secondary) if pair else ():
-                for image in place.disks.values():
-                    if ".ft-" in image:
-                        remove_secondary_images(image)
+        remove_overlays(self.store)
 
     def forget(self) -> None:
         """The keeper no longer gates the VM's port; the records of past epochs stay: they still arbitrate."""

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.operations import Operations
+from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded, require_writable
 from ftkvm.catalogue import FtkvmError
+from ftkvm.engine.shape import plain_xml
 from ftkvm.ports import DatastoreError, Json, Progress
 
 if TYPE_CHECKING:  # libvirt's binding exists on hosts only
@@ -133,6 +135,15 @@ class Vms:
             raise FtkvmError("FTKVM-108", vm=uuid, detail=str(error)) from error
         return xml or ""
 
+    def _last_state(self, record: VmRecord, xml: str) -> str:
+        """The definition with the images of the copy that won the last epoch.
+
+        :raises FtkvmError: FTKVM-111, the last epoch has no winner
+        """
+        store = PairStore(self._ctx.datastore, record.uuid)
+        images = bounded(self._ctx, store.last_images, f"ft/{record.uuid}")
+        return plain_xml(xml, images) if images else xml
+
     # copies on this host
 
     def local(self) -> list[Json]:
@@ -185,6 +196,8 @@ class Vms:
         progress(1, 3, "checking this host")
         self._ctx.libvirt.require_versions()
         xml = self.definition(record.uuid)
+        if record.ft_enabled:
+            xml = self._last_state(record, xml)
         progress(2, 3, f"taking the VM for {self._ctx.host}")
         self._claim(record, expected_owner)
         progress(3, 3, "starting QEMU")

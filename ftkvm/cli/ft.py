@@ -98,6 +98,9 @@ def _render(document: Json) -> Group:
         pair = entry["pair"] or {}
         if entry["ft"] and pair.get("cause"):
             parts.append(Text(f"{entry['name']}: {pair['cause']}", style="yellow"))
+    for entry in document["vms"]:
+        for warning in (entry.get("pair") or {}).get("warnings", []):
+            parts.append(Text(f"{entry['name']}: {warning}", style="yellow"))
     for error in document["silent_hosts"].values():
         parts.append(Text(f"{error['code']} {error['text']}", style="red"))
     return Group(*parts)

@@ -120,6 +120,9 @@ def plain_xml(xml: str, images: Mapping[str, str] | None = None) -> str:
             disk.remove(stale)
         if images and target is not None and source is not None and target.attrib["dev"] in images:
             source.set("file", images[target.attrib["dev"]])
+            driver = disk.find("driver")
+            if driver is not None:
+                driver.set("type", "qcow2")
     return ET.tostring(root, encoding="unicode")
 
 
