@@ -14,11 +14,13 @@ from ..adapters import images
 from ..adapters.domains import Domains
 from ..catalogue import FtkvmError
 from ..core.chain import EpochImages, garbage, parse_overlay
+from ..core.ft_settings import effective
 from ..core.pair import QemuState, Winner
 from ..core.reasons import Reason
 from ..core.states import view
 from ..keeper.client import KeeperClient
 from ..keeper.model import EvidenceEvent, PairSpec
+from . import fitness
 from .context import AgentContext
 from .figures import DEFAULT_INTERVAL_MS
 from .pair_secondary import prepare
@@ -27,7 +29,7 @@ from .placing import choose_host, own_facts
 from .protect import Protect, undo_protect
 from .records import PairDoc, PairStore
 from .recovery import recover
-from .turn_off import turn_off
+from .turn_off import turn_off, turn_off_stopped
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +166,7 @@ class PairManager:
         if enabling:
             self._run(lambda: store.set_ft_enabled(True), "write vm.json")
         epochs = self._run(store.epochs, "read epochs")
-        settings = (self._read(store.vm) or {}).get("ft", {}).get("settings", {})
+        settings = effective((self._read(store.vm) or {}).get("ft", {}).get("settings", {}))
         interval_ms = DEFAULT_INTERVAL_MS
         plan = Protect(
             self.ctx,
@@ -174,9 +176,9 @@ class PairManager:
             secondary,
             (epochs[-1] if epochs else 0) + 1,
             interval_ms=interval_ms,
-            uncompared_frames=str(settings.get("ft.uncompared_frames", "hold")),
-            compare_timeout_ms=int(settings.get("ft.compare_timeout_ms", 200)),
-            max_switchover_s=float(settings.get("ft.max_switchover_seconds", 8)),
+            uncompared_frames=str(settings["ft.uncompared_frames"]),
+            compare_timeout_ms=int(settings["ft.compare_timeout_ms"]),
+            max_switchover_s=float(settings["ft.max_switchover_seconds"]),
             progress=progress,
             cancelled=worker.cancel_operation.is_set,
             on_record=worker.new_epoch,
@@ -218,6 +220,9 @@ class PairManager:
 
         :raises FtkvmError: FTKVM-402 not on, FTKVM-530 asked for on the secondary's host, FTKVM-501
         """
+        if vm_uuid not in self.domains.running():
+            turn_off_stopped(self.ctx, PairStore(self.ctx.datastore, vm_uuid), progress)
+            return
         worker = self.workers.get(vm_uuid)
         if worker is None:
             raise FtkvmError("FTKVM-402", vm=vm_uuid)
@@ -245,6 +250,8 @@ class PairManager:
         """Called by a worker on every turn while the VM runs alone: start a protect when it is time to."""
         now = time.monotonic()
         if worker.operation_lock.locked() or now < self._retry_at.get(worker.uuid, 0.0):
+            return
+        if fitness.still_boots(worker):
             return
         self._retry_at[worker.uuid] = now + 3600.0  # until this attempt has ended
         self.ctx.workers.submit(lambda: self._re_protect(worker, reason), f"re-protect {worker.name}")
@@ -318,7 +325,8 @@ class PairManager:
             state = worker.vm.observe().state
             if state is QemuState.SECONDARY_LOADED:
                 worker.publish_loaded()
-            return {"qemu": str(state), "epoch": worker.spec.epoch if worker.spec else None}
+            epoch = worker.spec.epoch if worker.spec else None
+            return {"qemu": str(state), "epoch": epoch, "reset_age_ms": worker.reset_age_ms()}
 
         return router
 
@@ -381,6 +389,7 @@ class PairManager:
             "secondary_host": pair.secondary.host if pair is not None and not decided else None,
             "epoch": pair.epoch if pair else 0,
             "operation": worker.operation_name,
+            "warnings": _warnings(records.ft_settings),
             **worker.figures.summary(),
             "checkpoint_interval_ms": worker.pacer.interval_ms,
             "checkpoint_interval_why": worker.pacer.why,
@@ -398,6 +407,13 @@ class PairManager:
 
     def _read(self, work: Callable[[], Any]) -> Any:
         return self._run(work, "read datastore")
+
+
+def _warnings(ft_settings: dict[str, Any]) -> list[str]:
+    """What an operator has chosen that gives protection up."""
+    if effective(ft_settings)["ft.uncompared_frames"] == "allow":
+        return ["ft.uncompared_frames=allow: IPv6 and VLAN frames leave uncompared; a failover may contradict them"]
+    return []
 
 
 __all__ = ["PairManager"]

@@ -21,7 +21,7 @@ from ..engine import primary, secondary
 from ..keeper.client import KeeperClient
 from ..keeper.model import DatastoreHealth, Evidence, PairSpec, PeerSpec
 from ..ports import WorkTimeout
-from . import holds
+from . import fitness, holds
 from .context import AgentContext
 from .figures import CheckpointFigures, FailoverFigures
 from .local_vm import LocalVm
@@ -76,6 +76,7 @@ class PairWorker:
         self._replication_error = False
         self._own_disk_error = False
         self._guest_shut_down = False
+        self._reset_at: float | None = None
         self._arbitration: Any = None
         self._arbitrated: tuple[int, Winner] | None = None
         self.pacer = Pacer(self)
@@ -143,6 +144,8 @@ class PairWorker:
                 self._note_event(what)
             elif why == "evidence":
                 self._note_evidence(*what)
+            elif why == "worthless":
+                self._give_up_copy(what)
 
     def _note_event(self, event: dict[str, Any]) -> None:
         name, data = event["event"], event.get("data", {})
@@ -155,8 +158,11 @@ class PairWorker:
         elif name == "SHUTDOWN" and data.get("guest") and data.get("reason") in ("guest-shutdown", "guest-panic"):
             self._guest_shut_down = True
             self._publish(qemu="shutdown")
-        elif name == "RESET":
+        elif name in ("RESET", "GUEST_PANICKED"):
             self._after_reset()
+        elif name == "RESUME" and self._guest_shut_down and self.spec is not None and self.spec.role == "secondary":
+            self._guest_shut_down = False  # it had run ahead: a checkpoint has put it back to where the primary is
+            self._publish(qemu="loaded")
         if name not in ("STOP", "RESUME"):
             log.info("%s: %s %s", self.name, name, data)
 
@@ -168,15 +174,34 @@ class PairWorker:
             self._own_disk_error = True
 
     def _after_reset(self) -> None:
-        """Emulation only: a secondary may run stale translations after a reboot (engine.md). Drop them all."""
-        if self.spec is None or self.spec.role != "secondary":
+        """A secondary looks whether it is still a copy; see :mod:`ftkvm.agent.fitness`."""
+        self._reset_at = time.monotonic()
+        spec = self.spec
+        if spec is None or spec.role != "secondary" or spec.peer is None:
             return
-        try:
-            monitor = self.vm.monitor()
-            for value in ("on", "off"):
-                monitor.execute("human-monitor-command", {"command-line": f"one-insn-per-tb {value}"})
-        except Exception as error:
-            log.info("%s: translations not dropped: %s", self.name, error)
+        peer = spec.peer.host
+
+        def judge() -> None:
+            try:
+                if fitness.worthless_after_reset(self, peer):
+                    self.poke("worthless", spec.epoch)
+            except Exception as error:
+                log.warning("%s: not known whether this copy is still one: %s", self.name, error)
+
+        self.ctx.workers.submit(judge, f"fitness {self.name}")
+
+    def _give_up_copy(self, epoch: int) -> None:
+        """Say that this copy is gone: the primary goes on and gets a new one.
+
+        It is not killed here: should the primary die now, it is still what there is, as of the last checkpoint.
+        """
+        if self.spec is not None and self.spec.role == "secondary" and self.spec.epoch == epoch:
+            log.warning("%s: this copy's guest is not the primary's any more; it asks to be made anew", self.name)
+            self._publish(qemu="gone")
+
+    def reset_age_ms(self) -> int | None:
+        """Since this copy's guest was last reset or panicked; None: not since the agent's start."""
+        return _age_ms(self._reset_at, time.monotonic())
 
     def _note_evidence(self, evidence: Evidence, datastore: DatastoreHealth) -> None:
         self._evidence, self._datastore = evidence, datastore
