@@ -275,8 +275,13 @@ class FtkvmError(Exception):
 
     def to_json(self) -> dict[str, object]:
         """The form in which the API and ``--output json`` carry it."""
-        return {"code": self.code, "text": self.text, "cause": self.cause, "remedy": self.remedy,
-                "params": {k: str(v) for k, v in self.params.items()}}
+        return {
+            "code": self.code,
+            "text": self.text,
+            "cause": self.cause,
+            "remedy": self.remedy,
+            "params": {k: str(v) for k, v in self.params.items()},
+        }
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "FtkvmError":
