@@ -169,6 +169,11 @@ RULES: list[tuple[str, Observation, str]] = [
         "EndEpochShutdown guest-shutdown",
     ),
     ("guest off", replace(PRIMARY, qemu=QemuState.SHUT_DOWN), "EndEpochShutdown guest-shutdown"),
+    (
+        "guest off, in no pair",
+        replace(PRIMARY, me="c", qemu=QemuState.SHUT_DOWN, winner=Winner("a", Reason.PEER_SILENT)),
+        "DestroyOwn guest-shutdown",
+    ),
     ("secondary's guest ran ahead", replace(SECONDARY, qemu=QemuState.SHUT_DOWN), "Nothing shutdown-grace"),
     ("replication error", replace(PRIMARY, replication_error=True), "Arbitrate replication-error"),
     ("bad copy never tries", replace(SECONDARY, replication_error=True, peer=SILENT), "Nothing own-copy-bad"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
+from ftkvm.core.chain import parse_overlay
 from ftkvm.core.suitability import ImageFacts
 
 QEMU_IMG_TIMEOUT_S = 20.0
@@ -44,6 +45,26 @@ def chain(path: str) -> tuple[Image, ...]:
               entry.get("full-backing-filename"))
         for entry in entries
     )  # fmt: skip
+
+
+def overlays_on(path: str) -> tuple[str, ...]:
+    """Overlays of ours that lie directly on ``path``: something was, or may have been, written above it.
+
+    Any chain that holds ``path`` below its top has such an image, so looking one level up is enough.
+
+    :raises FtkvmError: FTKVM-331
+    """
+    known = parse_overlay(path)
+    base = known.base if known else path
+    found = []
+    for file in sorted(Path(path).parent.iterdir()):
+        overlay = parse_overlay(str(file))
+        if overlay is None or overlay.base != base or str(file) == path:
+            continue
+        image = json.loads(_qemu_img("info", "--force-share", "--output=json", str(file)))
+        if image.get("full-backing-filename") == path:
+            found.append(str(file))
+    return tuple(found)
 
 
 def create_overlay(path: str, backing: str, backing_format: str) -> None:

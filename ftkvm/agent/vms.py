@@ -8,11 +8,13 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from ftkvm.adapters import images
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded, require_writable
 from ftkvm.catalogue import FtkvmError
+from ftkvm.core.suitability import disk_files
 from ftkvm.engine.shape import plain_xml
 from ftkvm.ports import DatastoreError, Json, Progress
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:  # libvirt's binding exists on hosts only
 
 log = logging.getLogger(__name__)
 _LIST_TIMEOUT_S = 0.7
+_IMAGES_TIMEOUT_S = 20.0
 _OWNER = re.compile(r"(\d{7})\.json")
 _PAIR = re.compile(r"epoch-\d{4,}\.pair")
 
@@ -141,8 +144,25 @@ class Vms:
         :raises FtkvmError: FTKVM-111, the last epoch has no winner
         """
         store = PairStore(self._ctx.datastore, record.uuid)
-        images = bounded(self._ctx, store.last_images, f"ft/{record.uuid}")
-        return plain_xml(xml, images) if images else xml
+        last = bounded(self._ctx, store.last_images, f"ft/{record.uuid}")
+        return plain_xml(xml, last) if last else xml
+
+    def _require_newest(self, record: VmRecord, xml: str) -> None:
+        """Refuse images that have an overlay of ours on them.
+
+        safety: a protect or turn-off that was cut off together with its VM leaves the newest writes in an overlay that
+        neither the definition nor a decided pair record names. Starting below it would lose them without a word.
+
+        :raises FtkvmError: FTKVM-115
+        """
+
+        def newer() -> list[tuple[str, str]]:
+            return [(file, above) for file in disk_files(xml).values() for above in images.overlays_on(file)]
+
+        found = bounded(self._ctx, newer, f"images of {record.name}", _IMAGES_TIMEOUT_S)
+        if found:
+            above = ", ".join(each for _file, each in found)
+            raise FtkvmError("FTKVM-115", vm=record.name, image=found[0][0], newer=above)
 
     # copies on this host
 
@@ -191,13 +211,15 @@ class Vms:
         ``expected_owner`` is the number of the newest owner file the caller saw when it made sure that the VM runs
         nowhere; the next number is created once, so of two starters at the same time one goes on.
 
-        :raises FtkvmError: FTKVM-103 somebody else started it meanwhile, FTKVM-106/107 libvirt refused
+        :raises FtkvmError: FTKVM-103 somebody else started it meanwhile, FTKVM-106/107 libvirt refused, FTKVM-111/115
+            which images are the last is not decided
         """
         progress(1, 3, "checking this host")
         self._ctx.libvirt.require_versions()
         xml = self.definition(record.uuid)
         if record.ft_enabled:
             xml = self._last_state(record, xml)
+        self._require_newest(record, xml)
         progress(2, 3, f"taking the VM for {self._ctx.host}")
         self._claim(record, expected_owner)
         progress(3, 3, "starting QEMU")

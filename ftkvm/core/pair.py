@@ -166,6 +166,8 @@ def _after_the_epoch(obs: Observation) -> Decision:
     """Nothing of the epoch is left here; a plain QEMU that was never in it was started afterwards."""
     if obs.qemu is QemuState.PLAIN:
         return _re_protect(obs, Reason.STARTING)
+    if obs.qemu is QemuState.SHUT_DOWN:  # else "shut down" would stick here, also to what is started next
+        return _destroy(Reason.GUEST_SHUTDOWN)
     return _nothing(Reason.EPOCH_ENDED)
 
 
