@@ -135,7 +135,7 @@ class Libvirt:
 
     def domains(self, timeout_s: float = 5.0) -> list[DomainInfo]:
         """All domains of this host, running or only defined."""
-        return self._call("list domains", lambda c: [_info(domain) for domain in c.listAllDomains()], timeout_s)
+        return self._call("list domains", _present, timeout_s)
 
     def domain(self, uuid: str, timeout_s: float = 5.0) -> DomainInfo | None:
         """One domain by UUID, or None."""
@@ -311,6 +311,18 @@ def _info(domain: Any) -> DomainInfo:
     return DomainInfo(
         str(domain.UUIDString()), str(domain.name()), _STATES.get(state, "unknown"), bool(domain.isPersistent())
     )
+
+
+def _present(connection: Any) -> list[DomainInfo]:
+    """All domains; one that ends while they are listed (a secondary on its way out) is not there."""
+    found = []
+    for domain in connection.listAllDomains():
+        try:
+            found.append(_info(domain))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+    return found
 
 
 def _is_broken(connection: Any, error: Any) -> bool:
