@@ -46,7 +46,7 @@ def refused(code: str, act: object, *words: str) -> None:
 
 
 def test_a_host_is_a_healthy_debian_with_its_own_identity(host: Host) -> None:
-    assert host.run(["systemctl", "is-system-running"]).strip() == "running"
+    assert host.run(["systemctl", "is-system-running", "--wait"]).strip() == "running"
     assert host.run(["hostname"]).strip() == NAME
     uuid = host.run(["virsh", "capabilities"]).split("<uuid>")[1].split("<")[0]
     assert uuid.replace("-", "") == host.run(["cat", "/etc/machine-id"]).strip()
