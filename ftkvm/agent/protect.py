@@ -42,24 +42,23 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Step:
-    """One step: ``do`` and ``undo`` name methods of :class:`Protect`; an empty ``undo`` means nothing to take back."""
+    """One step: ``do`` names a method of :class:`Protect`; :func:`undo_protect` takes back what is there of it."""
 
     name: str
     text: str
     do: str
-    undo: str = ""
 
 
 STEPS: tuple[Step, ...] = (
-    Step("freeze", "freeze the disks: new overlay for this copy", "freeze_disks", "merge_new_overlays"),
-    Step("images", "create the secondary's overlays", "create_images", "delete_images"),
-    Step("secondary", "start the secondary", "start_secondary", "destroy_secondary"),
-    Step("channels", "connect the network channels", "connect_channels", "disconnect"),
-    Step("mirror", "copy what was written since the freeze", "mirror_disks", "disconnect"),
-    Step("memory", "copy the memory", "copy_memory", "disconnect"),
-    Step("record", "write the pair record", "record_pair", ""),
-    Step("insert", "insert quorum and network filters", "insert_pair", ""),
-    Step("lockstep", "wait for lockstep", "await_lockstep", ""),
+    Step("freeze", "freeze the disks: new overlay for this copy", "freeze_disks"),
+    Step("images", "create the secondary's overlays", "create_images"),
+    Step("secondary", "start the secondary", "start_secondary"),
+    Step("channels", "connect the network channels", "connect_channels"),
+    Step("mirror", "copy what was written since the freeze", "mirror_disks"),
+    Step("memory", "copy the memory", "copy_memory"),
+    Step("record", "write the pair record", "record_pair"),
+    Step("insert", "insert quorum and network filters", "insert_pair"),
+    Step("lockstep", "wait for lockstep", "await_lockstep"),
 )
 COMMIT_STEP = "record"
 
