@@ -195,8 +195,9 @@ class Cgroup:
 
 
 def _blocked(pid: int) -> bool:
-    """State D: in the kernel, uninterruptible."""
+    """A thread of the process is in state D: in the kernel, uninterruptible."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
-    except (OSError, IndexError):
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
         return False
+    return any(stat.rpartition(")")[2].split()[0] == "D" for stat in stats)
