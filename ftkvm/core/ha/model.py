@@ -140,6 +140,7 @@ class Beats:
 
     networks: Mapping[str, int]
     ping_answered: int | None = None
+    solo_vms: int | None = None  # how many ordinary VMs its last beat says it runs
     capacity: HostCapacity | None = None
 
 
@@ -325,6 +326,7 @@ class HostState(StrEnum):
     UNHEARD = "unheard"  # no beats for a while; not yet failed
     CUT_OFF = "cut-off"  # no beats, no ping, but its heartbeat on the datastore moves
     ISOLATED = "isolated"  # it says so itself on the datastore
+    NO_STORAGE = "no-storage"  # it beats, but its heartbeat on the datastore stands still
     HUNG = "hung"  # its kernel answers pings, its agent does not beat
     DEAD = "dead"  # nothing heard, heartbeat stood still for the lease time, and watchdog or fence covers it
     UNSAFE = "unsafe"  # as dead, but nothing proves that it cannot write any more: no automatic takeover
