@@ -18,7 +18,7 @@ KVM_RECORD = names.STATE / "kvm.json"
 KVM_PROBE_S = 20
 """KVM under an emulated machine needed 15 s; on hardware it takes one. Spent once, and only where KVM does not work."""
 
-KERNEL_WORDS = "console=ttyS0 panic=1 quiet no_timer_check nokaslr mitigations=off i8042.noprobe"
+KERNEL_WORDS = "console=tty0 console=ttyS0 panic=1 quiet no_timer_check nokaslr mitigations=off i8042.noprobe"
 BANNER = "ftlab: ready"
 TEMPLATE = Path(__file__).with_name("domain.xml")
 FIRST_NUMBER = 101

@@ -11,8 +11,13 @@
  *   7004 sink      reads and forgets
  *   7005 source    sends without end
  *   7006 control   "poweroff", "reboot", "panic", "hang", "dirty PAGES_PER_SECOND" -> "OK"
+ *                  "hang agent": the guest agent is silent, all else goes on, until "wake agent"
+ *                  "hang all": eth0 goes down and the kernel panics, without the reboot that follows "panic"
  *   7011 clocked counter: "N MONOTONIC_MS". The two copies of a protected VM never agree on the time, so every packet
  *                  of this one differs: the worst case for comparing.
+ *
+ * It is a QEMU guest agent as well, on the virtio-serial port org.qemu.guest_agent.0: guest-sync, guest-sync-delimited,
+ * guest-ping, guest-info, guest-shutdown.
  *
  * A record is one sector of 512 bytes, little endian:
  *   0  "FTLEDGER"   8  number (8)   16  how often this number was written (4)   20  length of text (4)
@@ -20,6 +25,7 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/input.h>
@@ -46,9 +52,21 @@ enum { SECTOR = 512, TEXT_AT = 24, TEXT_MAX = 480, CRC_AT = 508, LINE_MAX_BYTES 
 
 static char command_line[4096];
 static int disk = -1;
-static volatile uint32_t *dirty_rate; /* shared by all processes: pages per second */
+static volatile struct {
+    uint32_t dirty_rate; /* pages per second */
+    uint32_t agent_hangs;
+} *shared; /* by all processes */
 
-static void say(const char *text) { dprintf(1, "ftlab: %s\n", text); }
+/* On the serial console and, where there is a video device, on the screen. */
+static void say(const char *text)
+{
+    int screen = open("/dev/tty0", O_WRONLY | O_NOCTTY | O_CLOEXEC);
+    dprintf(1, "ftlab: %s\n", text);
+    if (screen >= 0) {
+        dprintf(screen, "ftlab: %s\r\n", text);
+        close(screen);
+    }
+}
 
 static void sleep_ms(long ms)
 {
@@ -309,6 +327,25 @@ static void trigger(char key)
         say("sysrq failed");
 }
 
+/*
+ * A kernel that has panicked and stays so: nothing of this guest reaches a disk or the network any more, and only a reset
+ * ends that. (A spinning real-time process is not enough: since Linux 6.12 the others still get 5 % of the time.)
+ */
+static void hang_all(void)
+{
+    struct ifreq req;
+    int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), stay = open("/proc/sys/kernel/panic", O_WRONLY);
+    if (stay < 0 || write(stay, "0", 1) < 0)
+        say("a panic will not last");
+    memset(&req, 0, sizeof req);
+    strncpy(req.ifr_name, "eth0", IFNAMSIZ - 1);
+    if (ioctl(sock, SIOCGIFFLAGS, &req) == 0) {
+        req.ifr_flags &= ~IFF_UP;
+        ioctl(sock, SIOCSIFFLAGS, &req);
+    }
+    trigger('c');
+}
+
 static void control(int fd)
 {
     struct reader r = {.fd = fd};
@@ -320,10 +357,12 @@ static void control(int fd)
             reset = RB_POWER_OFF;
         else if (!strcmp(line, "reboot"))
             reset = RB_AUTOBOOT;
-        else if (!strcmp(line, "panic") || !strcmp(line, "hang"))
+        else if (!strcmp(line, "panic") || !strcmp(line, "hang") || !strcmp(line, "hang all"))
             ;
+        else if (!strcmp(line, "hang agent") || !strcmp(line, "wake agent"))
+            shared->agent_hangs = line[0] == 'h';
         else if (sscanf(line, "dirty %u", &rate) == 1)
-            *dirty_rate = rate;
+            shared->dirty_rate = rate;
         else {
             send_all(fd, "ERR what?\n", 10);
             continue;
@@ -336,6 +375,10 @@ static void control(int fd)
             trigger('c');
         else if (!strcmp(line, "hang"))
             hang();
+        else if (!strcmp(line, "hang all")) {
+            sleep_ms(50);
+            hang_all();
+        }
     }
 }
 
@@ -348,7 +391,7 @@ static void dirty_pages(void)
     volatile char *region = NULL;
     double due = 0;
     for (;; sleep_ms(10)) {
-        uint32_t rate = *dirty_rate;
+        uint32_t rate = shared->dirty_rate;
         if (!rate)
             continue;
         if (!region)
@@ -391,6 +434,78 @@ static void watch_power_button(void)
             say("power button");
             reboot(RB_POWER_OFF);
         }
+}
+
+/* ---- guest agent ---------------------------------------------------------------------------------------------- */
+
+/* The virtio-serial port with the guest agent's name, or -1: there is no udev that makes links by name. */
+static int open_agent_port(void)
+{
+    DIR *ports = opendir("/sys/class/virtio-ports");
+    struct dirent *entry;
+    int found = -1;
+    while (ports && found < 0 && (entry = readdir(ports))) {
+        char path[320], name[64] = "";
+        snprintf(path, sizeof path, "/sys/class/virtio-ports/%s/name", entry->d_name);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+            continue;
+        if (read(fd, name, sizeof name - 1) > 0 && !strcmp(strtok(name, "\n"), "org.qemu.guest_agent.0")) {
+            snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+            found = open(path, O_RDWR | O_CLOEXEC);
+        }
+        close(fd);
+    }
+    if (ports)
+        closedir(ports);
+    return found;
+}
+
+static int asks_for(const char *line, const char *command)
+{
+    char quoted[64];
+    snprintf(quoted, sizeof quoted, "\"%s\"", command);
+    return strstr(line, quoted) != NULL;
+}
+
+static void agent_answer(int port, const char *line)
+{
+    char answer[256];
+    int length;
+    const char *id = strstr(line, "\"id\"");
+    if (asks_for(line, "guest-sync") || asks_for(line, "guest-sync-delimited")) {
+        long long number = id ? strtoll(id + strcspn(id, ":") + 1, NULL, 10) : 0;
+        length = snprintf(answer, sizeof answer, "%s{\"return\": %lld}\n",
+                          asks_for(line, "guest-sync") ? "" : "\xff", number);
+    } else if (asks_for(line, "guest-ping"))
+        length = snprintf(answer, sizeof answer, "{\"return\": {}}\n");
+    else if (asks_for(line, "guest-info"))
+        length = snprintf(answer, sizeof answer, "{\"return\": {\"version\": \"ftlab\", \"supported_commands\": []}}\n");
+    else if (asks_for(line, "guest-shutdown")) {
+        say("guest-shutdown");
+        reboot(asks_for(line, "reboot") ? RB_AUTOBOOT : RB_POWER_OFF);
+        return;
+    } else
+        length = snprintf(answer, sizeof answer,
+                          "{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"not in this guest\"}}\n");
+    send_all(port, answer, length);
+}
+
+static void agent(void)
+{
+    struct reader r = {.fd = open_agent_port()};
+    char line[LINE_MAX_BYTES];
+    while (r.fd >= 0) {
+        if (shared->agent_hangs) {
+            sleep_ms(100);
+            continue;
+        }
+        char *text = next_line(&r, line);
+        if (!text)
+            sleep_ms(200); /* nobody on the other side */
+        else if (!shared->agent_hangs)
+            agent_answer(r.fd, text);
+    }
 }
 
 static void in_background(void (*work)(void))
@@ -445,7 +560,7 @@ static void set_up(void)
             sleep_ms(10);
     }
     configure_network();
-    dirty_rate = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 }
 
 int main(void)
@@ -458,6 +573,7 @@ int main(void)
     in_background(dirty_pages);
     in_background(udp_echo);
     in_background(watch_power_button);
+    in_background(agent);
     serve(7001, counter);
     serve(7002, echo);
     serve(7003, ledger);
