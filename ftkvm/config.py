@@ -10,6 +10,7 @@ from ftkvm.catalogue import FtkvmError
 
 DEFAULT_API_PORT = 7443
 DEFAULT_KEEPER_PORT = 7444
+DEFAULT_TUNNEL_PORT = 7446
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class HostConfig:
     vm_bridges: tuple[str, ...] = ("br-vm",)
     api_port: int = DEFAULT_API_PORT
     keeper_port: int = DEFAULT_KEEPER_PORT
+    tunnel_port: int = DEFAULT_TUNNEL_PORT
     paths: Paths = field(default_factory=Paths)
 
     @classmethod
@@ -73,6 +75,7 @@ class HostConfig:
             vm_bridges=tuple(networks.get("vm_bridges", ("br-vm",))),
             api_port=int(document.get("api", {}).get("port", DEFAULT_API_PORT)),
             keeper_port=int(document.get("keeper", {}).get("port", DEFAULT_KEEPER_PORT)),
+            tunnel_port=int(document.get("tunnel", {}).get("port", DEFAULT_TUNNEL_PORT)),
             paths=paths,
             **addresses,
         )
@@ -86,6 +89,7 @@ class HostConfig:
             f"vm_bridges = [{bridges}]\n\n"
             f'[datastore]\npath = "{self.datastore}"\n\n'
             f"[api]\nport = {self.api_port}\n\n[keeper]\nport = {self.keeper_port}\n"
+            f"\n[tunnel]\nport = {self.tunnel_port}\n"
         )
 
 
@@ -99,6 +103,8 @@ class HostEntry:
     migration: str
     api_port: int = DEFAULT_API_PORT
     keeper_port: int = DEFAULT_KEEPER_PORT
+    tunnel_port: int = DEFAULT_TUNNEL_PORT
+    maintenance: bool = False
 
     @classmethod
     def from_json(cls, name: str, document: dict[str, Any]) -> "HostEntry":
@@ -109,6 +115,8 @@ class HostEntry:
             str(document["migration"]),
             int(document.get("api_port", DEFAULT_API_PORT)),
             int(document.get("keeper_port", DEFAULT_KEEPER_PORT)),
+            int(document.get("tunnel_port", DEFAULT_TUNNEL_PORT)),
+            bool(document.get("maintenance", False)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -118,6 +126,8 @@ class HostEntry:
             "migration": self.migration,
             "api_port": self.api_port,
             "keeper_port": self.keeper_port,
+            "tunnel_port": self.tunnel_port,
+            "maintenance": self.maintenance,
         }
 
 

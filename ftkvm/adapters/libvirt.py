@@ -154,12 +154,13 @@ class Libvirt:
                 return info
         raise NoDomain("FTKVM-104", domain=name_or_uuid, host=self._host)
 
-    def xml(self, uuid: str, *, inactive: bool = False, timeout_s: float = 5.0) -> str:
-        """The domain's XML with its secrets: live, or as it is defined for the next start (``inactive``).
+    def xml(self, uuid: str, *, inactive: bool = False, migratable: bool = False, timeout_s: float = 5.0) -> str:
+        """The domain's XML with its secrets: live, as it would start next (``inactive``), or for another host.
 
         :raises NoDomain: FTKVM-104
         """
         flags = libvirt.VIR_DOMAIN_XML_SECURE | (libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0)
+        flags |= libvirt.VIR_DOMAIN_XML_MIGRATABLE if migratable else 0
         return self._call("read XML", lambda c: str(c.lookupByUUIDString(uuid).XMLDesc(flags)), timeout_s)
 
     def has_managed_save(self, uuid: str) -> bool:
@@ -195,6 +196,45 @@ class Libvirt:
     def resume(self, uuid: str, timeout_s: float = 10.0) -> None:
         """Let a paused domain run."""
         self._call("resume domain", lambda c: c.lookupByUUIDString(uuid).resume(), timeout_s)
+
+    def migrate(self, uuid: str, to_uri: str, data_uri: str, xml: str, timeout_s: float) -> None:
+        """Move the VM's memory to another libvirtd, where it stays *paused*; it is gone here when this returns.
+
+        Peer to peer: should this agent die, the two libvirtds still end it one way or the other.
+
+        safety: libvirt's check whether the disks are on shared storage is switched off, since it knows NFS and a few
+        cluster file systems by name and no FUSE ones; the caller has made sure that all of them lie on the datastore,
+        and QEMU drops its page cache when it hands an image over.
+
+        :raises FtkvmError: FTKVM-106, it was given up; the VM goes on here
+        """
+        flags = (
+            libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_PAUSED
+            | libvirt.VIR_MIGRATE_ABORT_ON_ERROR | libvirt.VIR_MIGRATE_AUTO_CONVERGE | libvirt.VIR_MIGRATE_UNSAFE
+        )  # fmt: skip
+        parameters = {libvirt.VIR_MIGRATE_PARAM_URI: data_uri, libvirt.VIR_MIGRATE_PARAM_DEST_XML: xml}
+
+        def act(connection: Any) -> None:
+            connection.lookupByUUIDString(uuid).migrateToURI3(to_uri, parameters, flags)
+
+        self._call("migrate", act, timeout_s + 30.0)
+
+    def abort_job(self, uuid: str, timeout_s: float = 5.0) -> None:
+        """Give up what libvirt does with the domain now (a migration)."""
+        self._call("abort job", lambda c: c.lookupByUUIDString(uuid).abortJob(), timeout_s)
+
+    def job_progress(self, uuid: str, timeout_s: float = 5.0) -> tuple[int, int]:
+        """(bytes done, bytes in all) of the domain's job."""
+
+        def ask(connection: Any) -> tuple[int, int]:
+            stats = connection.lookupByUUIDString(uuid).jobStats()
+            return int(stats.get("data_processed", 0)), int(stats.get("data_total", 0))
+
+        return self._call("job", ask, timeout_s)
+
+    def define(self, xml: str, timeout_s: float = 10.0) -> None:
+        """Keep a definition in libvirt, as `virsh define` does."""
+        self._call("define domain", lambda c: c.defineXML(xml) and None, timeout_s)
 
     def undefine(self, uuid: str, timeout_s: float = 10.0) -> None:
         """Drop the persistent definition; a running domain goes on as a transient one."""

@@ -36,6 +36,8 @@ def join(datastore: Datastore, wish: Json) -> ClusterConfig:
         if config.settings.get(ID_SETTING) != wish["id"]:
             raise FtkvmError("FTKVM-609", path=wish["datastore"], cluster=config.cluster)
         there = config.hosts.get(name)
+        if there is not None:
+            entry = replace(entry, maintenance=there.maintenance)  # prepared again, it stays there
         if there == entry:
             return config
         if there is not None:

@@ -22,15 +22,18 @@ from ftkvm.adapters.libvirt import Libvirt
 from ftkvm.adapters.notify import notify
 from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.adapters.pki import TlsFiles
+from ftkvm.adapters.tunnel import TunnelServer
 from ftkvm.agent.cluster import ClusterReader
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.health import Health
+from ftkvm.agent.migrate import Arrivals
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.pair_manager import PairManager
 from ftkvm.agent.service import Service
 from ftkvm.agent.vms import Vms
 from ftkvm.agent.workers import Workers
 from ftkvm.api.app import build_app
+from ftkvm.api.arrivals import router as arrivals_router
 from ftkvm.api.server import ApiServer
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostConfig, Paths
@@ -72,6 +75,9 @@ class Agent:
         self._inbox: queue.Queue[Message] = queue.Queue(_INBOX)
         routers: list[APIRouter] = [self.pairs.router()]
         files = TlsFiles.in_directory(config.paths.pki, "host")
+        self.arrivals = Arrivals(self.ctx, self.vms)
+        self.tunnel = TunnelServer(files, config.migration, config.tunnel_port, self._is_other_host)
+        routers.append(arrivals_router(self.arrivals))
         self.api = ApiServer(build_app(self.service, self.health, routers), files, config.api_port)
 
     def post(self, message: Message) -> None:
@@ -90,6 +96,7 @@ class Agent:
         self.pairs.start()
         self.ctx.extras["pairs"] = self.pairs
         threading.Thread(target=self._look, name="health", daemon=True).start()
+        self.tunnel.start()
         self.api.start()
         log.info("ftkvm %s, host %s: listening on port %d", __version__, self.ctx.host, self.ctx.config.api_port)
 
@@ -119,11 +126,19 @@ class Agent:
         """Stop the parts; nothing that runs for a VM is touched."""
         notify("STOPPING=1")
         self.api.stop()
+        self.tunnel.stop()
         self.pairs.stop()
         self.ctx.libvirt.stop()
 
+    def _is_other_host(self, name: str) -> bool:
+        return name != self.ctx.host and name in self.ctx.cluster.hosts()
+
     def _look(self) -> None:
         while True:
+            try:
+                self.arrivals.recover()
+            except FtkvmError as error:
+                log.warning("VMs on their way here: %s", error)
             try:
                 self.health.refresh()
             except Exception:

@@ -5,6 +5,7 @@ import logging
 import xml.etree.ElementTree as ET
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ ASK_TIMEOUT_S = 1.0
 def hosts_facts(ctx: AgentContext) -> list[HostFacts]:
     """What every host of the cluster says of itself now; one that does not answer is not alive."""
     asked: dict[str, Future[dict[str, Any]]] = {}
-    for name in ctx.cluster.hosts():
+    entries = ctx.cluster.current(fresh=True).hosts  # a host that has just left maintenance must not be refused
+    for name in entries:
         asked[name] = ctx.workers.submit(
             lambda name=name: ctx.peers.call(name, "GET", "/v1/peer/facts", timeout_s=ASK_TIMEOUT_S),  # type: ignore[misc]
             f"facts of {name}",
         )
-    return [_facts(name, future) for name, future in asked.items()]
+    return [replace(_facts(name, future), maintenance=entries[name].maintenance) for name, future in asked.items()]
 
 
 def _facts(name: str, future: "Future[dict[str, Any]]") -> HostFacts:
@@ -49,8 +51,7 @@ def _facts(name: str, future: "Future[dict[str, Any]]") -> HostFacts:
         said["cpu"],
         int(said["free_memory_mb"]),
         int(said["ft_vms"]),
-        bool(said.get("maintenance")),
-        frozenset(said["bridges"]),
+        bridges=frozenset(said["bridges"]),
     )
 
 

@@ -1,6 +1,7 @@
 """What the cluster can be asked through any agent: finds where a VM runs, and hands the work to the agent there."""
 
 import logging
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -8,12 +9,16 @@ from ftkvm.agent import ft_checks
 from ftkvm.agent.cluster import commit_config
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.gather import Answers, gather
-from ftkvm.agent.operations import Operations
+from ftkvm.agent.migrate import MIGRATE_TIMEOUT_S, Migration
+from ftkvm.agent.operations import Operation, Operations
+from ftkvm.agent.placing import hosts_facts
 from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import Pairs, VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
+from ftkvm.config import HostEntry
 from ftkvm.core import ft_settings
+from ftkvm.core.move import choose
 from ftkvm.ports import DatastoreError, Json, Progress
 
 log = logging.getLogger(__name__)
@@ -29,7 +34,7 @@ class Places:
 
     def main(self, uuid: str) -> tuple[str, Json] | None:
         """The copy that is not a secondary: (host, entry), or None."""
-        copies = [copy for copy in self.copies.get(uuid, []) if copy[1]["role"] != "secondary"]
+        copies = [copy for copy in self.copies.get(uuid, []) if copy[1]["role"] not in ("secondary", "incoming")]
         return min(copies, key=lambda copy: copy[1]["role"] != "primary", default=None)
 
 
@@ -131,8 +136,8 @@ class Service:
         :raises FtkvmError: FTKVM-103 runs already, FTKVM-109 may run on a host that does not answer, FTKVM-111
         """
         record = self.vms.find(name)
-        if host is not None:
-            self._ctx.cluster.host(host)
+        if host is not None and self._known_host(host).maintenance:
+            raise FtkvmError("FTKVM-659", host=host)
         number, _owner = self.vms.owner(record.uuid)  # before looking: a start in between then takes the next number
         places = self.places()
         if record.uuid in places.copies:
@@ -153,6 +158,65 @@ class Service:
             raise FtkvmError("FTKVM-110", vm=record.name, action="switching it off")
         body = {"force": force, "timeout_s": timeout_s}
         return self._at_main(record, "stop", body)
+
+    def migrate(self, name: str, to: str | None) -> Json:
+        """Move a running VM to another host, live; returns the operation.
+
+        :raises FtkvmError: FTKVM-102, FTKVM-110 FT is on, FTKVM-650/651/655 the host cannot take it
+        """
+        record = self.vms.find(name)
+        if to is not None:
+            self._ctx.cluster.host(to)
+        return self._at_main(record, "migrate", {"to": to})
+
+    def unregister(self, name: str, host: str) -> Json:
+        """Give a VM that is off back to a host's libvirt: the cluster forgets it and its settings (HA-19).
+
+        :raises FtkvmError: FTKVM-660 it is not off, FTKVM-110 FT is on, FTKVM-109 it may run on a silent host
+        """
+        record = self.vms.find(name)
+        self._ctx.cluster.host(host)
+        if record.ft_enabled:
+            raise FtkvmError("FTKVM-110", vm=record.name, action="unregistering it")
+        places = self.places()
+        if record.uuid in places.copies:
+            raise FtkvmError("FTKVM-660", vm=record.name, state=places.copies[record.uuid][0][1]["state"])
+        self._require_known(record, places)
+        return self._ctx.peers.call(host, "POST", f"/v1/local/vms/{record.uuid}/unregister", {}, 30.0)
+
+    def maintenance(self, name: str, *, on: bool) -> Json:
+        """Mark a host for maintenance and move its VMs off (the operation is returned), or bring it back.
+
+        :raises FtkvmError: FTKVM-201, FTKVM-656/657 it is so already, FTKVM-202 it does not answer
+        """
+        entry = self._known_host(name)
+        if on and not entry.maintenance:
+            self._ctx.peers.call(name, "GET", "/v1/health", None, 3.0)
+        if not on and not entry.maintenance:
+            raise FtkvmError("FTKVM-657", host=name)
+        self._change_host(replace(entry, maintenance=on))
+        if not on:
+            return {"host": name, "maintenance": False}
+        return self._ctx.peers.call(name, "POST", "/v1/local/evacuate", {}, _HAND_OVER_TIMEOUT_S)
+
+    def _known_host(self, name: str) -> HostEntry:
+        """A host as the datastore has it now.
+
+        :raises FtkvmError: FTKVM-201
+        """
+        entry = self._ctx.cluster.current(fresh=True).hosts.get(name)
+        if entry is None:
+            raise FtkvmError("FTKVM-201", host=name)
+        return entry
+
+    def _change_host(self, entry: HostEntry) -> None:
+        config = self._ctx.cluster.current(fresh=True)
+        if config.hosts.get(entry.name) == entry:
+            return
+        changed = replace(config, version=config.version + 1, hosts={**config.hosts, entry.name: entry})
+        if not bounded(self._ctx, lambda: commit_config(self._ctx.datastore, changed), "configuration"):
+            raise FtkvmError("FTKVM-606")
+        self._ctx.cluster.current(fresh=True)
 
     def enable(self, name: str, secondary: str | None) -> Json:
         """Turn FT on; returns the operation.
@@ -265,6 +329,55 @@ class Service:
 
         return asdict(self.operations.start("turn-off", record.name, uuid, work))
 
+    def migrate_here(self, uuid: str, to: str | None) -> Json:
+        """Begin to move a VM that runs here to another host."""
+        return asdict(self._begin_migration(self.vms.find(uuid), to))
+
+    def _begin_migration(self, record: VmRecord, to: str | None) -> Operation:
+        running = self.operations.running(record.uuid)
+        if running is not None:
+            raise FtkvmError("FTKVM-501", vm=record.name, operation=running.kind)
+        target = to
+        if target is None and not record.ft_enabled:
+            xml = self._ctx.libvirt.xml(record.uuid)
+            target, why = choose(hosts_facts(self._ctx), self._ctx.host, xml)
+            if target is None:
+                reasons = "; ".join(f"{host}: {', '.join(each)}" for host, each in why.items())
+                raise FtkvmError("FTKVM-655", vm=record.name, reasons=reasons or "this is the only host")
+        migration = Migration(self._ctx, self.vms, record, target or self._ctx.host)
+        migration.require()
+        return self.operations.start("migrate", record.name, record.uuid, migration.run)
+
+    def evacuate_here(self) -> Json:
+        """Begin to move all VMs off this host, which is marked for maintenance."""
+        host = self._ctx.host
+        return asdict(self.operations.start("evacuate", host, f"host:{host}", self._evacuate))
+
+    def _evacuate(self, progress: Progress) -> None:
+        known = {record.uuid: record for record in self.vms.records()}
+        todo = [entry for entry in self.vms.local() if entry["uuid"] in known]
+        failed: dict[str, str] = {}
+        for number, entry in enumerate(todo, 1):
+            record = known[str(entry["uuid"])]
+            progress(number, len(todo), f"moving {record.name}")
+            try:
+                self._move_off(record)
+            except FtkvmError as error:
+                failed[record.name] = error.text
+        if failed:
+            reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
+            raise FtkvmError("FTKVM-658", host=self._ctx.host, vms=", ".join(failed), reasons=reasons)
+
+    def _move_off(self, record: VmRecord) -> None:
+        begun = self._begin_migration(record, None)
+        deadline = time.monotonic() + MIGRATE_TIMEOUT_S + 60.0
+        while (now := self.operations.get(begun.id)).state == "running":
+            if time.monotonic() > deadline:
+                raise FtkvmError("FTKVM-902", what=f"migration of {record.name}", seconds=MIGRATE_TIMEOUT_S)
+            time.sleep(0.2)
+        if now.error:
+            raise FtkvmError.from_json(now.error)
+
     # helpers
 
     def _pairs(self) -> Pairs:
@@ -300,7 +413,12 @@ class Service:
     def _place(self, places: Places) -> str:
         """The host that answers, is well, and runs the fewest VMs."""
         answers = gather(self._ctx, "/v1/health")
-        well = {host: answer for host, answer in answers.items() if isinstance(answer, dict) and not answer["error"]}
+        resting = {name for name, entry in self._ctx.cluster.current(fresh=True).hosts.items() if entry.maintenance}
+        well = {
+            host: answer
+            for host, answer in answers.items()
+            if isinstance(answer, dict) and not answer["error"] and host not in resting
+        }
         if not well:
             raise FtkvmError("FTKVM-202", host=", ".join(sorted(answers)), detail="no host is well: `ftkvm host list`")
         return min(well, key=lambda host: (int(well[host].get("vms", 0)), host))

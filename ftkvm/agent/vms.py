@@ -114,7 +114,7 @@ class Vms:
         require_writable(self._ctx)
         bounded(self._ctx, lambda: self._store(record, xml), f"vms/{info.uuid}")
         if info.active:  # a host that runs it and falls silent must be known as one that may run it
-            self._claim(record, self.owner(record.uuid)[0])
+            self.claim(record, self.owner(record.uuid)[0])
         if info.persistent:
             self._ctx.libvirt.undefine(info.uuid)
         return record
@@ -164,6 +164,24 @@ class Vms:
             above = ", ".join(each for _file, each in found)
             raise FtkvmError("FTKVM-115", vm=record.name, image=found[0][0], newer=above)
 
+    def unregister(self, uuid: str) -> VmRecord:
+        """Define the VM in this host's libvirt, then forget it. Interrupted anywhere, it can be run again.
+
+        :raises FtkvmError: FTKVM-101, FTKVM-106 libvirt refuses the definition
+        """
+        record = self.find(uuid)
+        self._ctx.libvirt.define(self.definition(uuid))
+
+        def forget() -> None:
+            datastore = self._ctx.datastore
+            for name in datastore.list(f"vms/{uuid}/owner"):
+                datastore.remove(f"vms/{uuid}/owner/{name}")
+            datastore.remove(f"vms/{uuid}/domain.xml")
+            datastore.remove(f"vms/{uuid}/vm.json")
+
+        bounded(self._ctx, forget, f"vms/{uuid}", _IMAGES_TIMEOUT_S)
+        return record
+
     # copies on this host
 
     def local(self) -> list[Json]:
@@ -173,10 +191,13 @@ class Vms:
         list somewhere else.
         """
         ours = {str(entry["uuid"]) for entry in self.pair_status(None)}  # the PairManager tells of main copies only
+        coming = {path.stem for path in (self._ctx.config.paths.run / "incoming").glob("*.json")}
         found: dict[str, Json] = {}
         for info in self._ctx.libvirt.domains():
             if info.active:
                 role = "primary" if info.uuid in ours else self._role(info)
+                if info.uuid in coming and info.state == "paused":
+                    role = "incoming"  # a live migration's other end: not a copy that runs
                 found[info.uuid] = {"uuid": info.uuid, "name": info.name, "state": info.state, "role": role}
         for operation in self._operations.all_running():
             if operation.kind == "start" and operation.uuid not in found:
@@ -221,7 +242,7 @@ class Vms:
             xml = self._last_state(record, xml)
         self._require_newest(record, xml)
         progress(2, 3, f"taking the VM for {self._ctx.host}")
-        self._claim(record, expected_owner)
+        self.claim(record, expected_owner)
         progress(3, 3, "starting QEMU")
         try:
             self._ctx.libvirt.create(xml)
@@ -277,10 +298,14 @@ class Vms:
         """
         number, owner = self.owner(record.uuid)
         if owner != self._ctx.host and self._ctx.libvirt.domain(record.uuid) is not None:
-            self._claim(record, number)
+            self.claim(record, number)
 
-    def _claim(self, record: VmRecord, expected: int) -> None:
-        mine = {"host": self._ctx.host, "boot_id": self._ctx.boot_id, "at": time.time()}
+    def claim(self, record: VmRecord, expected: int, why: str = "started") -> None:
+        """Take the owner file after number ``expected`` for this host.
+
+        :raises FtkvmError: FTKVM-103, somebody else has it
+        """
+        mine = {"host": self._ctx.host, "boot_id": self._ctx.boot_id, "why": why, "at": time.time()}
         path = f"vms/{record.uuid}/owner/{expected + 1:07d}.json"
         there = bounded(self._ctx, lambda: self._ctx.datastore.create_once(path, mine), path)
         if any(there.get(key) != value for key, value in mine.items()):

@@ -14,6 +14,12 @@ class RemoveRequest(BaseModel):
     dead: bool = False
 
 
+class MaintenanceRequest(BaseModel):
+    """``on``: enter, else exit."""
+
+    on: bool
+
+
 def router(service: Service, health: Health) -> APIRouter:
     """Routes /v1/health, /v1/hosts, /v1/operations."""
     routes = APIRouter(prefix="/v1", tags=["hosts"])
@@ -32,6 +38,11 @@ def router(service: Service, health: Health) -> APIRouter:
     def remove_host(name: str, request: RemoveRequest) -> Json:
         """Take a host that runs no VMs out of the configuration."""
         return service.remove_host(name, dead=request.dead)
+
+    @routes.post("/hosts/{name}/maintenance")
+    def maintenance(name: str, request: MaintenanceRequest) -> Json:
+        """Enter (answers the operation that evacuates the host) or exit maintenance mode."""
+        return service.maintenance(name, on=request.on)
 
     @routes.get("/operations/{operation}")
     def get_operation(operation: str) -> Json:

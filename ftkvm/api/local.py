@@ -5,7 +5,7 @@ from pydantic import BaseModel, Field
 
 from ftkvm.agent.service import Service
 from ftkvm.api.ft import EnableRequest
-from ftkvm.api.vms import RegisterRequest, StopRequest
+from ftkvm.api.vms import MigrateRequest, RegisterRequest, StopRequest
 from ftkvm.ports import Json
 
 
@@ -43,6 +43,21 @@ def router(service: Service) -> APIRouter:
     def stop(uuid: str, request: StopRequest) -> Json:
         """Stop the VM that runs here."""
         return service.stop_here(uuid, force=request.force, timeout_s=request.timeout_s)
+
+    @routes.post("/vms/{uuid}/migrate")
+    def migrate(uuid: str, request: MigrateRequest) -> Json:
+        """Move the VM that runs here to another host."""
+        return service.migrate_here(uuid, request.to)
+
+    @routes.post("/vms/{uuid}/unregister")
+    def unregister(uuid: str) -> Json:
+        """Define a VM in this host's libvirt, and have the cluster forget it."""
+        return service.vms.unregister(uuid).to_json()
+
+    @routes.post("/evacuate")
+    def evacuate() -> Json:
+        """Move all VMs off this host."""
+        return service.evacuate_here()
 
     @routes.post("/vms/{uuid}/ft/enable")
     def enable(uuid: str, request: EnableRequest) -> Json:

@@ -27,6 +27,18 @@ class StopRequest(BaseModel):
     timeout_s: float = Field(default=60.0, gt=0, le=3600)
 
 
+class MigrateRequest(BaseModel):
+    """To this host; without, to the one with the most free memory that can take it."""
+
+    to: str | None = None
+
+
+class UnregisterRequest(BaseModel):
+    """The host whose libvirt gets the definition."""
+
+    host: str
+
+
 def router(service: Service) -> APIRouter:
     """Routes /v1/vms."""
     routes = APIRouter(prefix="/v1/vms", tags=["vms"])
@@ -50,5 +62,15 @@ def router(service: Service) -> APIRouter:
     def stop(name: str, request: StopRequest) -> Json:
         """Stop a VM; answers the operation."""
         return service.stop(name, force=request.force, timeout_s=request.timeout_s)
+
+    @routes.post("/{name}/migrate")
+    def migrate(name: str, request: MigrateRequest) -> Json:
+        """Migrate a running VM; answers the operation."""
+        return service.migrate(name, request.to)
+
+    @routes.post("/{name}/unregister")
+    def unregister(name: str, request: UnregisterRequest) -> Json:
+        """Give a VM that is off back to a host's libvirt."""
+        return service.unregister(name, request.host)
 
     return routes

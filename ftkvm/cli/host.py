@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import click
 
@@ -64,11 +65,38 @@ def list_hosts(output: str) -> None:
     rows = []
     for entry in hosts:
         state = "silent" if not entry["answers"] else "ok" if not entry["error"] else "trouble"
+        if entry.get("maintenance"):
+            state = "maintenance" if state == "ok" else f"maintenance, {state}"
         trouble = (entry.get("error") or {}).get("text")
         rows.append((entry["name"], state, entry["management"], entry["ft"], entry["migration"], entry.get("qemu"),
                      entry.get("datastore"), entry.get("vms"), trouble))  # fmt: skip
     columns = ("NAME", "STATE", "MANAGEMENT", "FT", "MIGRATION", "QEMU", "DATASTORE", "VMS", "TROUBLE")
     reporter.table(columns, rows, "The cluster has no hosts yet: ftkvm host add NAME")
+
+
+@host.group()
+def maintenance() -> None:
+    """Maintenance mode of a host."""
+
+
+@maintenance.command()
+@click.argument("name")
+@output_option
+def enter(name: str, output: str) -> None:
+    """Move all VMs off the host NAME, live, and give it no new ones."""
+    reporter = Reporter(output)
+    client = AgentClient()
+    done = client.wait(client.call("POST", f"/v1/hosts/{quote(name)}/maintenance", {"on": True}, 30.0), reporter)
+    reporter.result(done, f"Host {name} is in maintenance and runs no VM of the cluster.")
+
+
+@maintenance.command(name="exit")
+@click.argument("name")
+@output_option
+def exit_maintenance(name: str, output: str) -> None:
+    """Bring the host NAME back."""
+    answer = AgentClient().call("POST", f"/v1/hosts/{quote(name)}/maintenance", {"on": False}, 30.0)
+    Reporter(output).result(answer, f"Host {name} takes VMs again.")
 
 
 @host.command()

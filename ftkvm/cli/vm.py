@@ -92,6 +92,29 @@ def start(name: str, host: str | None, output: str) -> None:
 
 @vm.command()
 @click.argument("name")
+@click.option("--to", "to", metavar="HOST", help="Host to move to; otherwise the one with the most free memory.")
+@output_option
+def migrate(name: str, to: str | None, output: str) -> None:
+    """Move the running VM NAME to another host, live: its connections stay."""
+    reporter = Reporter(output)
+    client = AgentClient()
+    done = client.wait(client.call("POST", f"/v1/vms/{quote(name)}/migrate", {"to": to}, 30.0), reporter)
+    reporter.result(done, f"VM {done['vm']}: {done['text']}.")
+
+
+@vm.command()
+@click.argument("name")
+@click.option("--host", required=True, help="Host whose libvirt gets the definition back.")
+@output_option
+def unregister(name: str, host: str, output: str) -> None:
+    """Take the VM NAME, which is off, out of the cluster; its disks are not touched."""
+    reporter = Reporter(output)
+    answer = AgentClient().call("POST", f"/v1/vms/{quote(name)}/unregister", {"host": host}, 40.0)
+    reporter.result(answer, f"VM {answer['name']} is defined in {host}'s libvirt, and no longer in the cluster.")
+
+
+@vm.command()
+@click.argument("name")
 @click.option("--force", is_flag=True, help="Switch it off at once.")
 @click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds for the guest to shut down.")
 @output_option
