@@ -188,6 +188,7 @@ class HaSettings:
     max_attempts: int = 5
     retry_first_ms: int = 5_000
     retry_most_ms: int = 60_000
+    watchdog_ms: int = 5_000  # for the runner, which arms it
 
 
 @dataclass(frozen=True)
