@@ -11,6 +11,7 @@ from ftkvm.catalogue import FtkvmError
 DEFAULT_API_PORT = 7443
 DEFAULT_KEEPER_PORT = 7444
 DEFAULT_TUNNEL_PORT = 7446
+DEFAULT_HA_PORT = 7445
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class HostConfig:
     api_port: int = DEFAULT_API_PORT
     keeper_port: int = DEFAULT_KEEPER_PORT
     tunnel_port: int = DEFAULT_TUNNEL_PORT
+    ha_port: int = DEFAULT_HA_PORT
+    watchdog: str = ""
+    """Path of the watchdog's device (or socket); empty: none."""
     paths: Paths = field(default_factory=Paths)
 
     @classmethod
@@ -76,6 +80,8 @@ class HostConfig:
             api_port=int(document.get("api", {}).get("port", DEFAULT_API_PORT)),
             keeper_port=int(document.get("keeper", {}).get("port", DEFAULT_KEEPER_PORT)),
             tunnel_port=int(document.get("tunnel", {}).get("port", DEFAULT_TUNNEL_PORT)),
+            ha_port=int(document.get("ha", {}).get("port", DEFAULT_HA_PORT)),
+            watchdog=str(document.get("watchdog", {}).get("device", "")),
             paths=paths,
             **addresses,
         )
@@ -83,13 +89,15 @@ class HostConfig:
     def to_toml(self) -> str:
         """The text of agent.toml; stable, so that a second preparation changes nothing."""
         bridges = ", ".join(f'"{name}"' for name in self.vm_bridges)
+        watchdog = f'\n[watchdog]\ndevice = "{self.watchdog}"\n' if self.watchdog else ""
         return (
             f'[host]\nname = "{self.name}"\n\n'
             f'[networks]\nmanagement = "{self.management}"\nft = "{self.ft}"\nmigration = "{self.migration}"\n'
             f"vm_bridges = [{bridges}]\n\n"
             f'[datastore]\npath = "{self.datastore}"\n\n'
             f"[api]\nport = {self.api_port}\n\n[keeper]\nport = {self.keeper_port}\n"
-            f"\n[tunnel]\nport = {self.tunnel_port}\n"
+            f"\n[tunnel]\nport = {self.tunnel_port}\n\n"
+            f"[ha]\nport = {self.ha_port}\n{watchdog}"
         )
 
 
@@ -105,6 +113,8 @@ class HostEntry:
     keeper_port: int = DEFAULT_KEEPER_PORT
     tunnel_port: int = DEFAULT_TUNNEL_PORT
     maintenance: bool = False
+    fence: dict[str, str] = field(default_factory=dict)
+    """Power fencing device: ``agent`` (a program of fence-agents) and its keys; empty: none."""
 
     @classmethod
     def from_json(cls, name: str, document: dict[str, Any]) -> "HostEntry":
@@ -117,9 +127,11 @@ class HostEntry:
             int(document.get("keeper_port", DEFAULT_KEEPER_PORT)),
             int(document.get("tunnel_port", DEFAULT_TUNNEL_PORT)),
             bool(document.get("maintenance", False)),
+            fence={str(key): str(value) for key, value in document.get("fence", {}).items()},
         )
 
     def to_json(self) -> dict[str, Any]:
+        fence = {"fence": self.fence} if self.fence else {}
         return {
             "management": self.management,
             "ft": self.ft,
@@ -128,6 +140,7 @@ class HostEntry:
             "keeper_port": self.keeper_port,
             "tunnel_port": self.tunnel_port,
             "maintenance": self.maintenance,
+            **fence,
         }
 
 
@@ -139,11 +152,19 @@ class ClusterConfig:
     cluster: str
     hosts: dict[str, HostEntry]
     settings: dict[str, Any]
+    order: tuple[str, ...] = ()
+    """Hosts in the order they joined; see :meth:`joined`."""
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "ClusterConfig":
         hosts = {name: HostEntry.from_json(name, entry) for name, entry in document.get("hosts", {}).items()}
-        return cls(int(document["version"]), str(document["cluster"]), hosts, dict(document.get("settings", {})))
+        order = tuple(str(name) for name in document.get("order", ()))
+        settings = dict(document.get("settings", {}))
+        return cls(int(document["version"]), str(document["cluster"]), hosts, settings, order)
+
+    def joined(self) -> tuple[str, ...]:
+        """All hosts in the order they joined; those from before that was noted come first, by name."""
+        return tuple(sorted(set(self.hosts) - set(self.order))) + tuple(n for n in self.order if n in self.hosts)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -151,4 +172,5 @@ class ClusterConfig:
             "cluster": self.cluster,
             "hosts": {name: entry.to_json() for name, entry in sorted(self.hosts.items())},
             "settings": self.settings,
+            "order": [name for name in self.order if name in self.hosts],
         }

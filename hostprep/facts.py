@@ -59,7 +59,7 @@ def script(datastore: str, files: Sequence[str]) -> str:
         "datastore": f"LC_ALL=C timeout -s KILL 5 sh -c {shlex.quote(write)}; echo status $?",
         "qemu": "qemu-system-x86_64 --version 2>/dev/null",
         "libvirt": "libvirtd --version 2>/dev/null || virsh --version 2>/dev/null",
-        "devices": "ls /dev/kvm /dev/net/tun 2>/dev/null",
+        "devices": "ls /dev/kvm /dev/net/tun /dev/watchdog 2>/dev/null",
         "digests": f"sha256sum {names} 2>/dev/null",
         "units": f"for unit in {' '.join(UNITS)}; do {unit}; done",
         "ca": "cat /etc/ftkvm/pki/ca.crt 2>/dev/null",

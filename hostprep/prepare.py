@@ -16,6 +16,8 @@ from hostprep.facts import HostFacts
 from hostprep.plan import CONFIG, Step, Wish, clean_up, join_step, plan, require, require_versions, unit_files
 from hostprep.ssh import Session, Target
 
+WATCHDOG = "/dev/watchdog"
+"""Used if the host has one: its hardware's, softdog's, or one that is kept for it from outside."""
 _PKI = "/etc/ftkvm/pki"
 _HEALTH_TIMEOUT_S = 45.0
 
@@ -84,7 +86,7 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
     authority = home.authority()
     config = HostConfig(
         entry.name, entry.management, entry.ft, entry.migration, Path(cluster.datastore), tuple(cluster.vm_bridges),
-        entry.api_port, entry.keeper_port,
+        entry.api_port, entry.keeper_port, watchdog=WATCHDOG if WATCHDOG in found.devices else "",
     )  # fmt: skip
     files = {
         CONFIG: (config.to_toml().encode(), 0o644),

@@ -15,6 +15,9 @@ from ftkvm.ports import CorruptFile, DatastoreError, DatastoreUnreachable, Json
 FORMAT = 1
 """The format this program writes, and the newest it reads."""
 
+LINES_LIMIT_BYTES = 4 << 20
+"""A file of lines (a host's history) that is longer is put aside, and a new one begun."""
+
 _UNREACHABLE = {
     errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ECONNABORTED, errno.ECONNREFUSED,
     errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT, errno.EREMOTEIO,
@@ -64,7 +67,7 @@ class DirectoryDatastore:
             return first
         with self._errors(path):
             self._require_mounted()
-            temporary = self._write_temporary(target, _encode(document).encode())
+            temporary = self._write_temporary(target, _encode(document))
             try:
                 # safety: what link() returns is not looked at. A lost reply turns success into EEXIST on NFS; who
                 # created the file is decided by reading it back, below.
@@ -82,13 +85,10 @@ class DirectoryDatastore:
         self.replace_text(path, _encode(document))
 
     def replace_text(self, path: str, text: str) -> None:
-        self.replace_bytes(path, text.encode())
-
-    def replace_bytes(self, path: str, data: bytes) -> None:
         target = self._base / path
         with self._errors(path):
             self._require_mounted()
-            temporary = self._write_temporary(target, data)
+            temporary = self._write_temporary(target, text)
             try:
                 temporary.replace(target)
             except OSError:
@@ -112,12 +112,25 @@ class DirectoryDatastore:
                 self._require_mounted()
                 return []
 
+    def signature(self, path: str) -> tuple[int, int, int] | None:
+        """Something that differs whenever the file was replaced (a new inode each time); None if there is none."""
+        with self._errors(path):
+            try:
+                found = (self._base / path).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                self._require_mounted()
+                return None
+            return found.st_ino, found.st_mtime_ns, found.st_size
+
     def append_line(self, path: str, document: Json) -> None:
         target = self._base / path
         line = json.dumps({"format": FORMAT, **document}, separators=(",", ":")) + "\n"
         with self._errors(path):
             self._require_mounted()
             target.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if target.stat().st_size > LINES_LIMIT_BYTES:  # the one before that is given up
+                    target.replace(target.with_suffix(f".1{target.suffix}"))
             descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 os.write(descriptor, line.encode())
@@ -136,14 +149,14 @@ class DirectoryDatastore:
             raise CorruptFile("FTKVM-305", path=path, detail=f"format {document['format']}, known up to {FORMAT}")
         return document
 
-    def _write_temporary(self, target: Path, data: bytes) -> Path:
+    def _write_temporary(self, target: Path, text: str) -> Path:
         """A complete, durable file beside the target, under a name nobody else uses and :meth:`list` does not show."""
         target.parent.mkdir(parents=True, exist_ok=True)
         unique = f"{self._host}.{os.getpid()}.{threading.get_ident()}.{next(_sequence)}".replace("/", "_")
         temporary = target.parent / f".{target.name}.{unique}.tmp"
         try:
-            with temporary.open("xb") as file:
-                file.write(data)
+            with temporary.open("x") as file:
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:

@@ -36,13 +36,14 @@ def join(datastore: Datastore, wish: Json) -> ClusterConfig:
         if config.settings.get(ID_SETTING) != wish["id"]:
             raise FtkvmError("FTKVM-609", path=wish["datastore"], cluster=config.cluster)
         there = config.hosts.get(name)
-        if there is not None:
-            entry = replace(entry, maintenance=there.maintenance)  # prepared again, it stays there
+        if there is not None:  # prepared again: what was set since stays
+            entry = replace(entry, maintenance=there.maintenance, fence=there.fence)
         if there == entry:
             return config
         if there is not None:
             raise FtkvmError("FTKVM-219", host=name, there=there.management, given=entry.management)
-        config = replace(config, version=config.version + 1, hosts={**config.hosts, name: entry})
+        hosts, order = {**config.hosts, name: entry}, (*config.joined(), name)
+        config = replace(config, version=config.version + 1, hosts=hosts, order=order)
         if commit_config(datastore, config):
             return config
     raise FtkvmError("FTKVM-606")

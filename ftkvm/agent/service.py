@@ -69,7 +69,7 @@ class Service:
         main = places.main(record.uuid)
         state = str(main[1]["state"]) if main else ("unknown" if self._may_run(record, places) else "off")
         return {"name": record.name, "uuid": record.uuid, "host": main[0] if main else None, "state": state,
-                "ft": record.ft_enabled, "monitoring": main[1].get("monitoring") if main else None}  # fmt: skip
+                "ft": record.ft_enabled}  # fmt: skip
 
     def hosts(self) -> list[Json]:
         """All hosts with their health, or why they do not answer."""
@@ -281,13 +281,22 @@ class Service:
 
     # on this host
 
-    def start_here(self, uuid: str, owner: int) -> Json:
-        """Begin to start a VM here."""
+    def start_here(
+        self,
+        uuid: str,
+        owner: int,
+        *,
+        why: str = "started",
+        cold_epoch: int | None = None,
+        cold_winner: str | None = None,
+    ) -> Json:
+        """Begin to start a VM here; see :meth:`Vms.start`."""
         record = self.vms.find(uuid)
-        operation = self.operations.start(
-            "start", record.name, uuid, lambda progress: self.vms.start(record, owner, progress)
-        )
-        return asdict(operation)
+
+        def work(progress: Progress) -> None:
+            self.vms.start(record, owner, progress, why=why, cold_epoch=cold_epoch, cold_winner=cold_winner)
+
+        return asdict(self.operations.start("start", record.name, uuid, work))
 
     def stop_here(self, uuid: str, *, force: bool, timeout_s: float) -> Json:
         """Begin to stop a VM here."""

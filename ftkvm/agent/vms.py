@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from ftkvm.adapters import images
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.operations import Operations
+from ftkvm.agent.power import note_power, try_power
 from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded, require_writable
 from ftkvm.catalogue import FtkvmError
@@ -28,18 +29,19 @@ _OWNER = re.compile(r"(\d{7})\.json")
 _PAIR = re.compile(r"epoch-\d{4,}\.pair")
 
 
+class HasGuard(Protocol):
+    """What this part needs of the HA part: whether a VM that is started now would be stopped in time."""
+
+    @property
+    def guarded(self) -> bool: ...
+
+
 class Pairs(Protocol):
     """What this part needs of the PairManager."""
 
     def enable(self, vm_uuid: str, secondary: str | None, progress: Progress) -> None: ...
     def turn_off(self, vm_uuid: str, progress: Progress) -> None: ...
     def status(self, vm_uuid: str | None) -> list[dict[str, Any]]: ...
-
-
-class Monitor(Protocol):
-    """What this part needs of the VmMonitor."""
-
-    def status(self, uuid: str) -> Json | None: ...
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,6 @@ class Vms:
         ours = {str(entry["uuid"]) for entry in self.pair_status(None)}  # the PairManager tells of main copies only
         coming = {path.stem for path in (self._ctx.config.paths.run / "incoming").glob("*.json")}
         found: dict[str, Json] = {}
-        entry: Json
         for info in self._ctx.libvirt.domains():
             if info.active:
                 role = "primary" if info.uuid in ours else self._role(info)
@@ -210,10 +211,6 @@ class Vms:
             if operation.kind == "start" and operation.uuid not in found:
                 entry = {"uuid": operation.uuid, "name": operation.vm, "state": "starting", "role": "solo"}
                 found[operation.uuid] = entry
-        monitor = cast(Monitor | None, self._ctx.extras.get("vm_monitor"))
-        if monitor is not None:
-            for uuid, entry in found.items():
-                entry["monitoring"] = monitor.status(uuid)
         return sorted(found.values(), key=lambda entry: str(entry["name"]))
 
     def _role(self, info: "DomainInfo") -> str:
@@ -237,30 +234,61 @@ class Vms:
         """The PairManager, once it runs."""
         return cast(Pairs | None, self._ctx.extras.get("pairs"))
 
-    def start(self, record: VmRecord, expected_owner: int, progress: Progress) -> None:
+    def start(
+        self,
+        record: VmRecord,
+        expected_owner: int,
+        progress: Progress,
+        *,
+        why: str = "started",
+        cold_epoch: int | None = None,
+        cold_winner: str | None = None,
+    ) -> None:
         """Start the VM on this host.
 
         ``expected_owner`` is the number of the newest owner file the caller saw when it made sure that the VM runs
-        nowhere; the next number is created once, so of two starters at the same time one goes on.
+        nowhere; the next number is created once, so of two starters at the same time one goes on. ``why``: an
+        operator does it (``started``), or HA (``restarted``).
 
         :raises FtkvmError: FTKVM-103 somebody else started it meanwhile, FTKVM-106/107 libvirt refused, FTKVM-111/115
-            which images are the last is not decided
+            which images are the last is not decided, FTKVM-622 this host cannot guard it now
         """
         progress(1, 3, "checking this host")
+        self._require_guard(record)
         self._ctx.libvirt.require_versions()
         xml = self.definition(record.uuid)
         if record.ft_enabled:
             xml = self._last_state(record, xml)
         self._require_newest(record, xml)
         progress(2, 3, f"taking the VM for {self._ctx.host}")
-        self.claim(record, expected_owner)
+        if why == "started":
+            note_power(self._ctx, record.uuid, on=True)
+        self.claim(record, expected_owner, why)
         progress(3, 3, "starting QEMU")
         try:
             self._ctx.libvirt.create(xml)
         except FtkvmError as error:
+            if error.code in ("FTKVM-106", "FTKVM-107"):  # libvirt's word that it does not run
+                self._not_started(record, why)
             if error.code == "FTKVM-107":
                 raise FtkvmError("FTKVM-107", vm=record.name, detail=error.params.get("detail", "")) from error
             raise
+
+    def _require_guard(self, record: VmRecord) -> None:
+        """Refuse while HA could not stop the VM in time.
+
+        safety: others count a host's VMs as ended some seconds after its last heartbeat on the datastore. A VM that
+        starts later than this host looks after that would not be.
+        """
+        guard = cast(HasGuard | None, self._ctx.extras.get("ha"))
+        if guard is not None and not guard.guarded:
+            raise FtkvmError("FTKVM-622", vm=record.name, host=self._ctx.host)
+
+    def _not_started(self, record: VmRecord, why: str) -> None:
+        """Take back what a start has noted: an operator's counts as not wanted, HA's may be tried elsewhere."""
+        if why == "started":
+            try_power(self._ctx, record.uuid, on=False)
+        self._release(record, "stopped" if why == "started" else "released")
 
     def owner(self, uuid: str) -> tuple[int, str | None]:
         """(number, host) of the newest owner file; (0, None) if it was never started by the cluster."""
@@ -327,6 +355,7 @@ class Vms:
 
         :raises FtkvmError: FTKVM-112 not down in time while FT is on
         """
+        try_power(self._ctx, record.uuid, on=False)  # first: if this host is lost meanwhile, it stays off
         if not force:
             progress(1, 2, f"shutting down (up to {timeout_s:.0f} s)")
             self._ctx.libvirt.shutdown(record.uuid)
@@ -334,16 +363,17 @@ class Vms:
                 self._release(record)
                 return
             if record.ft_enabled:  # killing one copy would only make the other take over
+                try_power(self._ctx, record.uuid, on=True)
                 raise FtkvmError("FTKVM-112", vm=record.name, seconds=timeout_s)
         progress(2, 2, "switching off")
         self._ctx.libvirt.destroy(record.uuid)
         self._release(record)
 
-    def _release(self, record: VmRecord) -> None:
+    def _release(self, record: VmRecord, why: str = "stopped") -> None:
         """Note that nobody runs the VM any more, so that it can be started while this host does not answer."""
 
         def write(number: int) -> None:
-            nobody = {"host": None, "boot_id": self._ctx.boot_id, "at": time.time()}
+            nobody = {"host": None, "boot_id": self._ctx.boot_id, "why": why, "at": time.time()}
             self._ctx.datastore.create_once(f"vms/{record.uuid}/owner/{number + 1:07d}.json", nobody)
 
         if record.ft_enabled:  # the pair's own records say who may have a copy

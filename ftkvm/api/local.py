@@ -1,5 +1,7 @@
 """What agents ask each other about one host only. By UUID; nothing here is forwarded."""
 
+from typing import Literal
+
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
@@ -10,9 +12,15 @@ from ftkvm.ports import Json
 
 
 class LocalStartRequest(BaseModel):
-    """Start here; ``owner`` is the number of the newest owner file the asking agent saw."""
+    """Start here; ``owner`` is the number of the newest owner file the asking agent saw.
+
+    ``cold_epoch``, ``cold_winner``: of an FT VM both of whose hosts are gone, first win that epoch for that host.
+    """
 
     owner: int = Field(ge=0)
+    why: Literal["started", "restarted"] = "started"
+    cold_epoch: int | None = Field(default=None, ge=0)
+    cold_winner: str | None = None
 
 
 def router(service: Service) -> APIRouter:
@@ -37,7 +45,9 @@ def router(service: Service) -> APIRouter:
     @routes.post("/vms/{uuid}/start")
     def start(uuid: str, request: LocalStartRequest) -> Json:
         """Start a VM here."""
-        return service.start_here(uuid, request.owner)
+        return service.start_here(
+            uuid, request.owner, why=request.why, cold_epoch=request.cold_epoch, cold_winner=request.cold_winner
+        )
 
     @routes.post("/vms/{uuid}/stop")
     def stop(uuid: str, request: StopRequest) -> Json:

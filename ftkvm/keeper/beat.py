@@ -76,14 +76,15 @@ def decode_body(raw: bytes) -> Body:
         raise ValueError(f"not a beat: {error!r}") from None
 
 
-def encode(key: bytes, seq: int, echo: int, raw_body: bytes) -> bytes:
-    data = HEADER.pack(MAGIC, seq, echo) + raw_body
+def encode(key: bytes, seq: int, echo: int, raw_body: bytes, magic: bytes = MAGIC) -> bytes:
+    """A beat; ``magic`` tells the keepers' from the agents' (ftkvm.agent.ha.beats), which have another body."""
+    data = HEADER.pack(magic, seq, echo) + raw_body
     return data + hmac.digest(key, data, "sha256")
 
 
-def decode(key: bytes, data: bytes) -> Beat | None:
+def decode(key: bytes, data: bytes, magic: bytes = MAGIC) -> Beat | None:
     """The beat if it is authentic, else None."""
-    if len(data) < HEADER.size + MAC_BYTES or not data.startswith(MAGIC):
+    if len(data) < HEADER.size + MAC_BYTES or not data.startswith(magic):
         return None
     if not hmac.compare_digest(hmac.digest(key, data[:-MAC_BYTES], "sha256"), data[-MAC_BYTES:]):
         return None

@@ -1,0 +1,120 @@
+"""The QEMU processes of this host, by the kernel's word: libvirtd may hang or be away, and must not be needed here."""
+
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_NAME = re.compile(r"(?:^|,)guest=([^,]*)")
+_STATE = re.compile(rb"<domstatus state='([a-z]+)'")
+_COMM_START = "qemu-system"
+_HEAD_BYTES = 1024
+_DEAD = ("Z", "X")
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """One QEMU; ``started`` (clock ticks since the boot) tells it from a later process with the same number."""
+
+    pid: int
+    started: int
+    uuid: str
+    name: str
+
+
+class Qemus:
+    """Looks at /proc; what a process was started with is read once, for reading it can hang when its memory does."""
+
+    def __init__(self, proc: Path = Path("/proc"), status: Path = Path("/run/libvirt/qemu")) -> None:
+        self._proc = proc
+        self._status = status
+        self._known: dict[tuple[int, int], Qemu | None] = {}
+
+    def look(self) -> dict[str, Qemu]:
+        """All QEMUs with a UUID, by it."""
+        found: dict[str, Qemu] = {}
+        seen: dict[tuple[int, int], Qemu | None] = {}
+        for entry in os.listdir(self._proc):  # noqa: PTH208  (each second: names are enough)
+            if not entry.isdecimal():
+                continue
+            identity = self._identity(int(entry))
+            if identity is None:
+                continue
+            qemu = self._known[identity] if identity in self._known else self._read(*identity)
+            seen[identity] = qemu
+            if qemu is not None:
+                found[qemu.uuid] = qemu
+        self._known = seen
+        return found
+
+    def _identity(self, pid: int) -> tuple[int, int] | None:
+        """(pid, start) of a process that is a QEMU and not dead.
+
+        safety: a process whose first thread is a zombie is dead only when no other thread is left. One that hangs in
+        the storage survives SIGKILL, and its write may still come through.
+        """
+        try:
+            name, rest = _split((self._proc / str(pid) / "stat").read_text())
+            if not name.startswith(_COMM_START):
+                return None
+            if rest[0] in _DEAD and len(list((self._proc / str(pid) / "task").iterdir())) < 2:
+                return None
+            return pid, int(rest[19])
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def _read(self, pid: int, started: int) -> Qemu | None:
+        try:
+            words = (self._proc / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            return None
+        if "-uuid" not in words or "-name" not in words:
+            return None
+        uuid = words[words.index("-uuid") + 1]
+        name = _NAME.search(words[words.index("-name") + 1])
+        return Qemu(pid, started, uuid, name.group(1) if name else uuid)
+
+    def paused(self, qemu: Qemu) -> bool:
+        """Whether libvirt last noted it as paused (a copy being made, a migration coming in)."""
+        try:
+            with (self._status / f"{qemu.name}.xml").open("rb") as file:
+                match = _STATE.search(file.read(_HEAD_BYTES))
+        except OSError:
+            return False
+        return match is not None and match.group(1) == b"paused"
+
+    def alive(self, qemu: Qemu) -> bool:
+        """Whether this very process, or a thread of it, is there."""
+        return self._identity(qemu.pid) == (qemu.pid, qemu.started)
+
+    def kill(self, qemu: Qemu, timeout_s: float) -> bool:
+        """SIGKILL it; whether it is gone within ``timeout_s``. One that hangs in the storage is not."""
+        try:
+            descriptor = os.pidfd_open(qemu.pid)
+        except ProcessLookupError:
+            return not self.alive(qemu)
+        try:
+            if self.alive(qemu):  # looked at after the descriptor was opened: it is this process and no later one
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(descriptor)
+        return self.gone_within(qemu, timeout_s)
+
+    def gone_within(self, qemu: Qemu, timeout_s: float) -> bool:
+        """Wait until it is gone, at most so long."""
+        deadline = time.monotonic() + timeout_s
+        while self.alive(qemu):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+def _split(stat: str) -> tuple[str, list[str]]:
+    """The name in brackets, which may hold anything, and the fields after it."""
+    start, end = stat.index("("), stat.rindex(")")
+    return stat[start + 1 : end], stat[end + 2 :].split()

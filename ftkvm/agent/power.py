@@ -1,0 +1,33 @@
+"""What is wanted of a VM: ``"power": "on" | "off"`` in its vm.json. HA starts those that are on and run nowhere."""
+
+import logging
+
+from ftkvm.agent.context import AgentContext
+from ftkvm.agent.storage import bounded
+from ftkvm.ports import Datastore, DatastoreError
+
+log = logging.getLogger(__name__)
+
+
+def write_power(datastore: Datastore, uuid: str, *, on: bool) -> None:
+    """Note it; a VM that is not registered has nothing to note it in. Blocks."""
+    path, word = f"vms/{uuid}/vm.json", "on" if on else "off"
+    document = datastore.read_json(path)
+    if document is not None and document.get("power") != word:
+        datastore.replace(path, {**document, "power": word})
+
+
+def note_power(ctx: AgentContext, uuid: str, *, on: bool) -> None:
+    """As :func:`write_power`, bounded.
+
+    :raises DatastoreError: it could not be noted
+    """
+    bounded(ctx, lambda: write_power(ctx.datastore, uuid, on=on), f"vms/{uuid}/vm.json")
+
+
+def try_power(ctx: AgentContext, uuid: str, *, on: bool) -> None:
+    """As :func:`note_power`, for what must go on while the datastore does not answer."""
+    try:
+        note_power(ctx, uuid, on=on)
+    except DatastoreError as error:
+        log.warning("%s: %s; not noted that it shall be %s", uuid, error, "on" if on else "off")
