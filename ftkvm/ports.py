@@ -89,6 +89,10 @@ class Datastore(Protocol):
         """As :meth:`replace`, for plain text."""
         ...
 
+    def replace_bytes(self, path: str, data: bytes) -> None:
+        """As :meth:`replace`, for anything else (pictures)."""
+        ...
+
 
 class Peers(Protocol):
     """The other hosts' agents, over HTTPS with certificates on both sides."""

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import faults, lab, names, netns, network, operator
+from ftkvm.lab import devices, faults, lab, names, netns, network, operator
 from ftkvm.lab.host import Host
-from ftkvm.lab.system import mounts_below
+from ftkvm.lab.system import mounts_below, wait_for
 
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
@@ -131,3 +131,31 @@ def test_a_daemon_is_killed_and_an_unknown_one_is_refused(host: Host) -> None:
     assert len(faults.kill(NAME, "virtlogd")) == 1
     refused("FTKVM-725", faults.kill, NAME, "nonesuch")
     refused("FTKVM-725", faults.kill, NAME, "qemu:nonesuch")
+
+
+PET = "import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect('/dev/watchdog'); s.send(b'{}')"
+
+
+def test_a_watchdog_ends_a_frozen_host_unless_it_is_stopped_with_it(host: Host) -> None:
+    host.run(["python3", "-c", PET.format("pet 1500")])
+    faults.freeze(NAME, watchdog_too=True)
+    time.sleep(2.5)
+    assert host.frozen
+    faults.thaw(NAME)
+    assert devices.watchdog_state(NAME) == "armed (1500 ms)"
+    host.run(["python3", "-c", PET.format("pet 1500")])
+    faults.freeze(NAME)
+    wait_for("the watchdog to end the host", lambda: not host.running, 10)
+    faults.start(NAME)
+    assert devices.watchdog_state(NAME) == "idle"
+
+
+def test_the_power_switch_can_be_asked_from_a_host(host: Host) -> None:
+    def fence(action: str, plug: str) -> str:
+        asked = f"printf 'action={action}\\nplug={plug}\\n' | fence_ftkvm_lab; echo $?"
+        return host.run(["sh", "-c", asked]).strip()
+
+    assert fence("status", NAME) == "0"
+    assert fence("status", "host99") == "1"
+    assert fence("off", "../host1") == "1"
+    assert host.running

@@ -67,7 +67,7 @@ class DirectoryDatastore:
             return first
         with self._errors(path):
             self._require_mounted()
-            temporary = self._write_temporary(target, _encode(document))
+            temporary = self._write_temporary(target, _encode(document).encode())
             try:
                 # safety: what link() returns is not looked at. A lost reply turns success into EEXIST on NFS; who
                 # created the file is decided by reading it back, below.
@@ -85,10 +85,13 @@ class DirectoryDatastore:
         self.replace_text(path, _encode(document))
 
     def replace_text(self, path: str, text: str) -> None:
+        self.replace_bytes(path, text.encode())
+
+    def replace_bytes(self, path: str, data: bytes) -> None:
         target = self._base / path
         with self._errors(path):
             self._require_mounted()
-            temporary = self._write_temporary(target, text)
+            temporary = self._write_temporary(target, data)
             try:
                 temporary.replace(target)
             except OSError:
@@ -149,14 +152,14 @@ class DirectoryDatastore:
             raise CorruptFile("FTKVM-305", path=path, detail=f"format {document['format']}, known up to {FORMAT}")
         return document
 
-    def _write_temporary(self, target: Path, text: str) -> Path:
+    def _write_temporary(self, target: Path, data: bytes) -> Path:
         """A complete, durable file beside the target, under a name nobody else uses and :meth:`list` does not show."""
         target.parent.mkdir(parents=True, exist_ok=True)
         unique = f"{self._host}.{os.getpid()}.{threading.get_ident()}.{next(_sequence)}".replace("/", "_")
         temporary = target.parent / f".{target.name}.{unique}.tmp"
         try:
-            with temporary.open("x") as file:
-                file.write(text)
+            with temporary.open("xb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:

@@ -76,7 +76,8 @@ class Versions:
 
 
 LifecycleCallback = Callable[[str, str, int], None]
-"""``callback(uuid, event, detail)`` with the words of _LIFECYCLE, or ``("", "reconnected", 0)``: events were missed."""
+"""``callback(uuid, event, detail)`` with the words of _LIFECYCLE, ``reset`` (the guest rebooted, or was reset), or
+``("", "reconnected", 0)``: events were missed."""
 
 
 class Libvirt:
@@ -292,6 +293,8 @@ class Libvirt:
                 connection.registerCloseCallback(self._closed, None)
                 event = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
                 connection.domainEventRegisterAny(None, event, self._lifecycle, None)
+                reset = libvirt.VIR_DOMAIN_EVENT_ID_REBOOT
+                connection.domainEventRegisterAny(None, reset, self._reset, None)
                 self._connection = connection
             return self._connection
 
@@ -309,6 +312,9 @@ class Libvirt:
         word = _LIFECYCLE.get(event)
         if word is not None:
             self._tell(str(domain.UUIDString()), word, detail)
+
+    def _reset(self, _connection: Any, domain: Any, _opaque: object) -> None:
+        self._tell(str(domain.UUIDString()), "reset", 0)
 
     def _tell(self, uuid: str, word: str, detail: int) -> None:
         for callback in list(self._callbacks):

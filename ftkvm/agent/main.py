@@ -30,8 +30,10 @@ from ftkvm.agent.migrate import Arrivals
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.pair_manager import PairManager
 from ftkvm.agent.service import Service
+from ftkvm.agent.vm_monitor_host import make_vm_monitor
 from ftkvm.agent.vms import Vms
 from ftkvm.agent.workers import Workers
+from ftkvm.api import vm_monitor
 from ftkvm.api.app import build_app
 from ftkvm.api.arrivals import router as arrivals_router
 from ftkvm.api.server import ApiServer
@@ -71,9 +73,10 @@ class Agent:
         self.vms = Vms(self.ctx, self.operations)
         self.service = Service(self.ctx, self.vms, self.operations)
         self.health = Health(self.ctx)
+        self.vm_monitor = make_vm_monitor(self.ctx, self.vms, self.operations)
         self.pairs = PairManager(self.ctx)
         self._inbox: queue.Queue[Message] = queue.Queue(_INBOX)
-        routers: list[APIRouter] = [self.pairs.router()]
+        routers: list[APIRouter] = [self.pairs.router(), vm_monitor.router(self.vm_monitor)]
         files = TlsFiles.in_directory(config.paths.pki, "host")
         self.arrivals = Arrivals(self.ctx, self.vms)
         self.tunnel = TunnelServer(files, config.migration, config.tunnel_port, self._is_other_host)
@@ -92,9 +95,12 @@ class Agent:
         self.ctx.config.paths.run.mkdir(parents=True, exist_ok=True)
         self.operations.load()
         self.ctx.libvirt.on_lifecycle(lambda uuid, event, detail: self.post(DomainEvent(uuid, event, detail)))
+        self.ctx.libvirt.on_lifecycle(self.vm_monitor.on_lifecycle)
         self.ctx.libvirt.start()
         self.pairs.start()
         self.ctx.extras["pairs"] = self.pairs
+        self.ctx.extras["vm_monitor"] = self.vm_monitor
+        self.vm_monitor.start()
         threading.Thread(target=self._look, name="health", daemon=True).start()
         self.tunnel.start()
         self.api.start()

@@ -163,7 +163,7 @@ class PairWorker:
         elif name == "RESUME" and self._guest_shut_down and self.spec is not None and self.spec.role == "secondary":
             self._guest_shut_down = False  # it had run ahead: a checkpoint has put it back to where the primary is
             self._publish(qemu="loaded")
-        if name not in ("STOP", "RESUME"):
+        if name not in ("STOP", "RESUME", "VSERPORT_CHANGE"):  # with each checkpoint
             log.info("%s: %s %s", self.name, name, data)
 
     def _note_lost_write(self, node: str) -> None:

@@ -69,7 +69,7 @@ class Service:
         main = places.main(record.uuid)
         state = str(main[1]["state"]) if main else ("unknown" if self._may_run(record, places) else "off")
         return {"name": record.name, "uuid": record.uuid, "host": main[0] if main else None, "state": state,
-                "ft": record.ft_enabled}  # fmt: skip
+                "ft": record.ft_enabled, "monitoring": main[1].get("monitoring") if main else None}  # fmt: skip
 
     def hosts(self) -> list[Json]:
         """All hosts with their health, or why they do not answer."""

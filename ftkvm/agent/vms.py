@@ -44,6 +44,12 @@ class Pairs(Protocol):
     def status(self, vm_uuid: str | None) -> list[dict[str, Any]]: ...
 
 
+class Monitor(Protocol):
+    """What this part needs of the VmMonitor."""
+
+    def status(self, uuid: str) -> Json | None: ...
+
+
 @dataclass(frozen=True)
 class VmRecord:
     """A registered VM (vms/<uuid>/vm.json)."""
@@ -201,6 +207,7 @@ class Vms:
         ours = {str(entry["uuid"]) for entry in self.pair_status(None)}  # the PairManager tells of main copies only
         coming = {path.stem for path in (self._ctx.config.paths.run / "incoming").glob("*.json")}
         found: dict[str, Json] = {}
+        entry: Json
         for info in self._ctx.libvirt.domains():
             if info.active:
                 role = "primary" if info.uuid in ours else self._role(info)
@@ -211,6 +218,10 @@ class Vms:
             if operation.kind == "start" and operation.uuid not in found:
                 entry = {"uuid": operation.uuid, "name": operation.vm, "state": "starting", "role": "solo"}
                 found[operation.uuid] = entry
+        monitor = cast(Monitor | None, self._ctx.extras.get("vm_monitor"))
+        if monitor is not None:
+            for uuid, entry in found.items():
+                entry["monitoring"] = monitor.status(uuid)
         return sorted(found.values(), key=lambda entry: str(entry["name"]))
 
     def _role(self, info: "DomainInfo") -> str:

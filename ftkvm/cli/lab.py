@@ -54,7 +54,7 @@ def status(output: str) -> None:
         cut = [n for n, state in row["links"].items() if state != "up"]
         click.echo(
             f"{row['name']:8} {row['state']:8} {row['addresses']['management']:12} storage {row['storage']:7}"
-            f" {'cut: ' + ', '.join(cut) if cut else 'all links up'}"
+            f" watchdog {row['watchdog']:16} {'cut: ' + ', '.join(cut) if cut else 'all links up'}"
         )
     for key in ("kvm", "image", "datastore", "operator_home"):
         click.echo(f"{key}: {document[key]}")
@@ -106,9 +106,20 @@ def start(host: str) -> None:
 
 @lab.command()
 @HOST
-def freeze(host: str) -> None:
+@click.option(
+    "--watchdog-too", is_flag=True, help="Its watchdog stands still as well; otherwise an armed one ends HOST."
+)
+def freeze(host: str, watchdog_too: bool) -> None:
     """Stop every process of HOST where it stands."""
-    faults.freeze(host)
+    faults.freeze(host, watchdog_too=watchdog_too)
+
+
+@lab.command()
+@HOST
+@click.argument("state", type=click.Choice(["on", "off"]))
+def watchdog(host: str, state: str) -> None:
+    """Give HOST a watchdog, or take it away, from its next boot on (then: ftkvm host add HOST again)."""
+    faults.watchdog(host, state == "on")
 
 
 @lab.command()

@@ -38,11 +38,16 @@ def list_vms(output: str) -> None:
         reporter.document(vms)
         return
     rows = [
-        (entry["name"], entry["state"], entry["host"], "on" if entry["ft"] else "off", entry["uuid"]) for entry in vms
-    ]
-    reporter.table(
-        ("NAME", "STATE", "HOST", "FT", "UUID"), rows, "No VM is registered: ftkvm vm register DOMAIN --host H"
-    )
+        (entry["name"], entry["state"], entry["host"], "on" if entry["ft"] else "off",
+         (entry.get("monitoring") or {}).get("state", "-"), entry["uuid"])
+        for entry in vms
+    ]  # fmt: skip
+    heads = ("NAME", "STATE", "HOST", "FT", "MONITORING", "UUID")
+    reporter.table(heads, rows, "No VM is registered: ftkvm vm register DOMAIN --host H")
+    for entry in vms:
+        error = (entry.get("monitoring") or {}).get("error")
+        if error and error["code"] != "FTKVM-144":  # a guest without an agent is nothing unusual
+            click.echo(f"{error['text']}\n  Cause: {error['cause']}\n  Remedy: {error['remedy']}", err=True)
 
 
 @vm.command(name="set")

@@ -136,6 +136,16 @@ def quorum_child(monitor: MonitorPort, quorum: str, node: str) -> str | None:
     return None
 
 
+def child_of(monitor: MonitorPort, node: str, role: str) -> str | None:
+    """The name of the node that is ``node``'s child in ``role`` (``file``, ``backing``); None when there is none."""
+    graph = monitor.execute("x-debug-query-block-graph")
+    names = {entry["id"]: entry["name"] for entry in graph["nodes"] if entry["type"] == "block-driver"}
+    for edge in graph["edges"]:
+        if names.get(edge["parent"]) == node and edge["name"] == role:
+            return str(names[edge["child"]])
+    return None
+
+
 def delete_node(monitor: MonitorPort, name: str, timeout_s: float = 5.0) -> None:
     """blockdev-del when the node is there."""
     if name in node_names(monitor):

@@ -11,6 +11,7 @@ checkpoint. After go-live *active* is committed into S by a job.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from . import graph
 from .graph import DiskNames, MonitorPort
@@ -188,10 +189,24 @@ def go_live(monitor: MonitorPort, shape: Shape) -> None:
         monitor.execute("x-colo-lost-heartbeat")
 
 
+def is_committed(monitor: MonitorPort, disk: Disk) -> bool:
+    """Whether QEMU's failover has written *active* into S, so that the guest now writes to S itself.
+
+    The commit is a job of QEMU's own that ``query-jobs`` does not show, and taking the quorum away *cancels* it: what
+    was not yet in S is then lost. Its end shows in the graph only: replication stands on libvirt's node, not on active.
+    """
+    replication = DiskNames(disk.target).replication
+    if replication not in graph.node_names(monitor):
+        return True  # an earlier run had waited, and taken it out
+    node, _size = graph.libvirt_node(monitor, disk)
+    return graph.child_of(monitor, replication, "file") == node
+
+
 def normalise(monitor: MonitorPort, shape: Shape, timeout_s: float = 60.0) -> None:
     """After go-live: commit what is in *active* into S, then an ordinary libvirt domain. Repeating it is harmless."""
     go_live(monitor, shape)
-    wait_for("commit of the active disk", lambda: not graph.jobs(monitor), timeout_s, 0.02)
+    for disk in shape.disks:
+        wait_for(f"commit of {disk.target}'s active disk", partial(is_committed, monitor, disk), timeout_s, 0.02)
     for nic in shape.nics:
         for name in ("red0", "red1"):
             graph.delete_chardev(monitor, f"ft-{name}-{nic.alias}")

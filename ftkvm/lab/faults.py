@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import lab, names, network
+from ftkvm.lab import devices, lab, names, network
 from ftkvm.lab.host import Host
 from ftkvm.lab.system import exclusive, wait_for
 
@@ -33,10 +33,14 @@ def start(name: str) -> None:
     host.wait_ready()
 
 
-def freeze(name: str) -> None:
-    """Stops every process of the host at once; its kernel still answers pings, its clocks run on."""
+def freeze(name: str, *, watchdog_too: bool = False) -> None:
+    """Stops every process of the host at once; its kernel still answers pings, its clocks run on.
+
+    An armed watchdog then ends the host; with ``watchdog_too`` it stands still as well, until the thaw.
+    """
     host = lab.host(name)
     _require(host, "running", "booting")
+    devices.suspend(name, watchdog_too)
     host.cgroup.freeze(True)
 
 
@@ -44,6 +48,16 @@ def thaw(name: str) -> None:
     host = lab.host(name)
     _require(host, "frozen")
     host.cgroup.freeze(False)
+    devices.suspend(name, False)
+
+
+def watchdog(name: str, present: bool) -> None:
+    """Whether the host has a watchdog, from its next boot on."""
+    lab.host(name)
+    if present:
+        devices.absent(name).unlink(missing_ok=True)
+    else:
+        devices.absent(name).touch()
 
 
 def cut(name: str, network_name: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import names, netns, network
+from ftkvm.lab import devices, names, netns, network
 from ftkvm.lab.names import HostPaths
 from ftkvm.lab.system import Cgroup, mounts_below, run, succeeds, wait_for
 
@@ -123,6 +123,8 @@ class Host:
                 str(paths.root),
             ]
         )
+        devices.install_fence_agent(paths.root)
+        devices.begin(self.name)
         self.cgroup.create(memory_mib)
         environment = {
             "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
@@ -157,6 +159,7 @@ class Host:
             "--capability=all",
             *(f"--bind={device}" for device in DEVICES if Path(device).exists()),
             f"--bind={names.DATASTORE}:/.ftlab/datastore",
+            *devices.binds(self.name),
             "--resolv-conf=off",
             "--timezone=off",
             "--link-journal=no",
@@ -184,6 +187,7 @@ class Host:
 
     def remove_runtime(self) -> None:
         """Everything a power loss would take (processes, memory, links); the disk stays."""
+        devices.end(self.name)
         if self.running:
             self.power_off()
         self.cgroup.remove()

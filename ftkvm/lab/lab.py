@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import image, names, network, operator, preflight
+from ftkvm.lab import devices, image, names, network, operator, preflight
 from ftkvm.lab.host import Host
 from ftkvm.lab.system import cgroup2_root, exclusive, mounts_below, run
 
@@ -142,6 +142,7 @@ def status() -> dict[str, object]:
                 "addresses": {n: names.host_address(each.name, n) for n in names.HOST_NETWORKS},
                 "links": links,
                 "storage": storage_state(each),
+                "watchdog": devices.watchdog_state(each.name) if each.running else "-",
             }
         )
     return {

@@ -71,7 +71,7 @@ def kill_secondary(this: "Round", pair: dict[str, Any]) -> Mend:
 
 
 def _freeze(name: str) -> Mend:
-    faults.freeze(name)
+    faults.freeze(name, watchdog_too=True)  # else it ends the host before the thaw, which is another fault
     began = time.monotonic()
 
     def thaw() -> None:

@@ -1,11 +1,13 @@
-"""An operator's seat in the lab for tests: two bare hosts of their own, a datastore directory and a cluster beside the
+"""An operator's seat in the lab for tests: bare hosts of their own, a datastore directory and a cluster, beside the
 lab's main hosts, which are not touched."""
 
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ import pytest
 
 from ftkvm.lab import lab as labs
 from ftkvm.lab import names
+from ftkvm.lab.guest import domain as guests
+from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.host import Host
 
 FTKVM = [str(Path(__file__).parents[2] / ".venv/bin/python"), "-m", "ftkvm.cli"]
@@ -38,12 +42,13 @@ class Said:
 class Seat:
     """Runs ``ftkvm`` as the operator of its own cluster."""
 
-    def __init__(self, directory: Path, hosts: tuple[str, str]) -> None:
+    def __init__(self, directory: Path, hosts: tuple[str, ...]) -> None:
         self.home = directory
         self.hosts = tuple(Host(name) for name in hosts)
         self.datastore = names.DATASTORE / f"test-{os.getpid()}"
         self.inside = f"{names.DATASTORE_MOUNT}/{self.datastore.name}"
         self.known_hosts = directory / ".ssh/known_hosts"
+        self.guests: list[str] = []
 
     def up(self) -> None:
         """Boot the hosts, bare, with the operator's key."""
@@ -97,6 +102,93 @@ class Seat:
         (self.datastore / f"{name}.xml").write_text(DOMAIN.format(name=name, image=image, driver=driver))
         host.run(["virsh", "-q", "define", f"{self.inside}/{name}.xml"])
 
+    def guest(self, name: str, change: Callable[[str], str] = lambda xml: xml, memory_mib: int = 128) -> Guest:
+        """Define one of the lab's guests (its disk, its services) on the first host and register it.
+
+        :param change: makes another shape of the domain's XML
+        """
+        files = guests.install_files()
+        number = 160 + 2 * names.number(self.hosts[0].name) + len(self.guests)
+        made = Guest(name, str(uuid.uuid4()), number, f"{self.inside}/images/{name}.qcow2")
+        (self.datastore / "images").mkdir(exist_ok=True)
+        self.image(f"{name}.qcow2", "1G")
+        (self.datastore / f"{name}.xml").write_text(change(guests.domain_xml(made, files, memory_mib, 1, False)))
+        self.hosts[0].run(["virsh", "-q", "define", f"{self.inside}/{name}.xml"])
+        self.ok("vm", "register", name, "--host", self.hosts[0].name)
+        self.guests.append(name)
+        return made
+
+    def image(self, name: str, size: str) -> str:
+        """Make an empty image on the datastore; its path as the hosts see it."""
+        place = self.datastore / "images" / name
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(place), size], check=True)
+        return f"{self.inside}/images/{name}"
+
+    def vm(self, name: str) -> dict[str, Any]:
+        """What ``ftkvm status`` says of a VM; empty while nobody can say."""
+        said = self.run("status", name, timeout_s=30)
+        return dict(said.out["vms"][0]) if said.status == 0 and said.out.get("vms") else {}
+
+    def wait_vm(self, name: str, what: str, holds: Callable[[dict[str, Any]], bool], timeout_s: float = 60) -> Any:
+        """Wait until what ``ftkvm status`` says of a VM holds; what it said. Fails the test with what was seen last."""
+        deadline, seen = time.monotonic() + timeout_s, {}
+        while time.monotonic() < deadline:
+            seen = self.vm(name)
+            if seen and holds(seen):
+                return seen
+            time.sleep(0.3)
+        pytest.fail(f"{name} {what}: not within {timeout_s} s; last seen: {json.dumps(seen)}\n{self.logs()}")
+
+    def wait_protected(self, name: str, after_epoch: int = 0, timeout_s: float = 60) -> dict[str, Any]:
+        """Wait until a VM is protected in a later epoch; its pair."""
+
+        def protected(seen: dict[str, Any]) -> bool:
+            pair = seen.get("pair") or {}
+            return pair.get("state") == "protected" and pair["epoch"] > after_epoch and not pair.get("operation")
+
+        return dict(self.wait_vm(name, "protected", protected, timeout_s)["pair"])
+
+    def logs(self, lines: int = 30) -> str:
+        """The last words of each agent."""
+        asked = ["journalctl", "-u", "ftkvm-agent", "-n", str(lines), "--no-pager", "-o", "cat"]
+        return "\n".join(f"-- {host.name}\n{host.run(asked)}" for host in self.hosts if host.running)
+
+    def host(self, name: str) -> Host:
+        """One of the seat's hosts."""
+        return next(host for host in self.hosts if host.name == name)
+
+    def other(self, *names_: str) -> Host:
+        """A host of the seat that is none of these."""
+        return next(host for host in self.hosts if host.name not in names_)
+
+    def crash(self, *names_: str) -> None:
+        """Silent power loss."""
+        for name in names_:
+            self.host(name).power_off()
+
+    def power_on(self, *names_: str) -> None:
+        """Boot hosts that crashed, and wait until they are usable."""
+        for name in names_:
+            self.host(name).boot(names.IMAGES / labs.record().image, None)
+        for name in names_:
+            self.host(name).wait_ready()
+        self.wait_hosts()
+
+    def wait_hosts(self, timeout_s: float = 60) -> None:
+        """Wait until every host of the cluster is well."""
+        deadline, rows = time.monotonic() + timeout_s, []
+        while time.monotonic() < deadline:
+            said = self.run("host", "list", timeout_s=30)
+            rows = said.out if said.status == 0 else []
+            if rows and all(row["answers"] and not row.get("error") and row["datastore"] == "ok" for row in rows):
+                return
+            time.sleep(0.3)
+        pytest.fail(f"hosts are not well within {timeout_s} s: {rows}")
+
+    def metadata(self, made: Guest) -> Path:
+        """The directory of a VM's pair records, as it lies on this machine."""
+        return self.datastore / ".ftkvm/ft" / made.uuid
+
     def state(self) -> dict[str, object]:
         """All that a refused command must leave as it was: files on the datastore, domains, hosts' files."""
         files = {
@@ -122,8 +214,7 @@ def seated(directory: Path, *hosts: str) -> Iterator[Seat]:
         pytest.skip("the lab needs root")
     if not labs.RECORD.exists():
         labs.up(1, None, lambda _text: None)
-    first, second = hosts
-    made = Seat(directory, (first, second))
+    made = Seat(directory, hosts)
     try:
         made.up()
         networks = [f"--{name}-network={names.NETWORKS[name].prefix}.0/24" for name in names.HOST_NETWORKS]
