@@ -40,8 +40,9 @@ test: setup check ## all of check, then the lab's tests on real hosts
 	$(PYTHON) -m pytest -q -m lab $(PROMISES)
 	$(OTHERS) || $(OTHERS) --last-failed --last-failed-no-failures none
 
-soak: setup ## the long round of faults on one connection and one ledger: build/soak.json
+soak: setup ## the long rounds: FT (one connection, one ledger: build/soak.json) and HA (build/ha-soak.json)
 	$(PYTHON) -m ftkvm.lab.soak
+	$(PYTHON) -m ftkvm.lab.ha_soak
 
 bench: setup ## unprotected against protected, as ratios from one run: build/bench.json
 	$(PYTHON) -m ftkvm.lab.bench

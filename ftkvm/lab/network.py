@@ -77,6 +77,8 @@ def make_host(host: str) -> None:
         _plug(host, network, namespace)
     for network in names.HOST_NETWORKS:
         _ip(namespace, "addr", "add", f"{names.host_address(host, network)}/24", "dev", names.NETWORKS[network].nic)
+    # The default gateway of the management network is what a host pings to tell whether it is the one cut off (HA-04).
+    _ip(namespace, "route", "add", "default", "via", names.client_address("management"))
     bridge = names.VM_BRIDGE
     _ip(
         namespace,

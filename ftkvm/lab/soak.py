@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,14 @@ HOSTS = tuple(names.host_names(3))
 
 
 def make_stage(say: Say) -> Stage:
-    """The lab with its first three hosts as one cluster; what is there is used as it is."""
+    """The lab with its first three hosts as one cluster; what is there is used as it is.
+
+    Hosts that are all off were left by an earlier boot of this machine, or by a run that broke off; of a cluster of
+    theirs only the papers are left. Everything then begins afresh.
+    """
+    if lab.RECORD.exists() and not any(Host(name).running for name in HOSTS):
+        say("the hosts are off: a cluster of theirs is forgotten")
+        forget(HOSTS)
     if not lab.RECORD.exists() or any(not Host(name).running for name in HOSTS):
         lab.up(len(HOSTS), None, say)
     stage = Stage(HOSTS)
@@ -42,6 +50,17 @@ def make_stage(say: Say) -> Stage:
     if missing:
         raise FtkvmError("FTKVM-710", what=f"{', '.join(sorted(missing))} to be in the cluster", timeout_s="0")
     return stage
+
+
+def forget(hosts: Sequence[str]) -> None:
+    """Remove the lab's main hosts with their disks, their cluster, its VMs, and the operator's papers of it."""
+    for name in hosts:
+        Host(name).remove()
+    for path in (p for p in names.OPERATOR.glob("*") if p.is_file()):
+        path.unlink()
+    for directory in (names.DATASTORE / ".ftkvm", names.DATASTORE / "images"):
+        shutil.rmtree(directory, ignore_errors=True)
+    domain.RECORD.unlink(missing_ok=True)
 
 
 def make_vm(stage: Stage, name: str, disk_size: str, say: Say) -> domain.Guest:

@@ -25,10 +25,14 @@ class Stage:
     def host(self, name: str) -> Host:
         return Host(name)
 
+    def environment(self) -> dict[str, str]:
+        """The operator's, but for $FTKVM_HOME."""
+        return operator.environment()
+
     def ftkvm(self, *words: str, timeout_s: float = 120) -> str:
         """Runs ``ftkvm WORDS`` at the operator's seat; FTKVM-709 with its words if it fails."""
         command = operator.command([sys.executable, "-m", "ftkvm.cli", *words])
-        environment = {**operator.environment(), "FTKVM_HOME": str(self.home)}
+        environment = {**self.environment(), "FTKVM_HOME": str(self.home)}
         try:
             done = subprocess.run(
                 command,

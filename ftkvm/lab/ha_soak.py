@@ -1,0 +1,136 @@
+"""``python -m ftkvm.lab.ha_soak``: the HA trials in a row, with default times; figures in build/ha-soak.json.
+
+Makes a cluster of its own beside the lab's main hosts, and removes it at the end.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.lab import ha_trials, soak
+from ftkvm.lab.ha_ground import Ground, HaOutcome, as_json, judged, watched
+from ftkvm.lab.ha_stage import staged
+from ftkvm.lab.trials import Say
+
+REPORT = Path("build/ha-soak.json")
+Trial = Callable[[Ground], HaOutcome]
+
+
+def _frozen_with_fence(ground: Ground) -> HaOutcome:
+    host = ha_trials.bystander(ground.stage)
+    ha_trials.rearm(ground.stage, host, watchdog=False, fence=True)
+    try:
+        return ha_trials.host_frozen(ground, host)
+    finally:
+        ha_trials.rearm(ground.stage, host, watchdog=True, fence=False)
+
+
+def _frozen_with_neither(ground: Ground) -> HaOutcome:
+    host = ha_trials.bystander(ground.stage)
+    ha_trials.rearm(ground.stage, host, watchdog=False, fence=False)
+    try:
+        return ha_trials.host_frozen_unsafe(ground, host)
+    finally:
+        ha_trials.rearm(ground.stage, host, watchdog=True, fence=False)
+
+
+TRIALS: dict[str, Trial] = {
+    "crash": ha_trials.crash,
+    "crash-coordinator": lambda ground: ha_trials.crash(ground, coordinator=True),
+    "isolated": lambda ground: ha_trials.isolated(ground, leave_on=False),
+    "isolated-leave-on": lambda ground: ha_trials.isolated(ground, leave_on=True),
+    "storage-hang": lambda ground: ha_trials.storage_lost(ground, "hang"),
+    "storage-fail": lambda ground: ha_trials.storage_lost(ground, "fail"),
+    "agent-frozen": ha_trials.agent_frozen,
+    "host-frozen-watchdog": ha_trials.host_frozen,
+    "host-frozen-fence": _frozen_with_fence,
+    "host-frozen-unsafe": _frozen_with_neither,
+    "maintenance": ha_trials.maintenance,
+}
+
+
+def summary(outcomes: Sequence[HaOutcome]) -> dict[str, Any]:
+    """By kind of trial: when the first and the last start was commanded, taken and seen, over all its runs."""
+    found: dict[str, Any] = {}
+    for kind in dict.fromkeys(each.trial for each in outcomes):
+        mine = [each for each in outcomes if each.trial == kind]
+        figures: dict[str, Any] = {"runs": len(mine), "wrong": sum(bool(each.wrong) for each in mine)}
+        for what in ("commanded_s", "claimed_s", "seen_s", "answered_s"):
+            times = [getattr(each, what).values() for each in mine if getattr(each, what)]
+            if times:
+                figures[f"first_{what}"] = soak.spread([min(each) for each in times])
+                figures[f"last_{what}"] = soak.spread([max(each) for each in times])
+        found[kind] = figures
+    return found
+
+
+def run(options: argparse.Namespace, report: dict[str, Any], say: Say) -> None:
+    """Everything, into ``report`` as it comes, so that a run that breaks off leaves its figures too."""
+    kinds = options.only or [name for name in TRIALS if not name.startswith("crash")]
+    kinds = ["crash"] * options.crashes + ["crash-coordinator"] * options.coordinators + kinds
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="ftkvm-ha-"))
+        stage = stack.enter_context(staged(Path(directory), say, options.vms))
+        ground = stack.enter_context(watched(stage, say))
+        try:
+            for number, kind in enumerate(kinds, 1):
+                say(f"-- {number} of {len(kinds)}")
+                TRIALS[kind](ground)
+        finally:
+            report["outcomes"] = [as_json(each) for each in ground.outcomes]
+            report["by_trial"] = summary(ground.outcomes)
+            report["wrong"] = judged(ground.outcomes)
+        report["proof"] = ground.prove()
+
+
+def judge(report: dict[str, Any]) -> list[str]:
+    """What did not hold."""
+    wrong = list(report.get("wrong", []))
+    wrong += [f"records {key}" for key in ("lost", "doubled", "wrong") if report.get("proof", {}).get(key)]
+    return wrong + ([str(report["error"])] if "error" in report else [])
+
+
+def options_of(words: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m ftkvm.lab.ha_soak", description=__doc__)
+    parser.add_argument("--crashes", type=int, default=10, help="silent crashes of a host that does not coordinate")
+    parser.add_argument("--coordinators", type=int, default=3, help="silent crashes of the coordinator's host")
+    parser.add_argument("--only", action="append", choices=sorted(TRIALS), help="after them only these trials")
+    parser.add_argument("--vms", type=int, default=6)
+    parser.add_argument("--report", type=Path, default=REPORT)
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str]) -> int:
+    """0 when everything held."""
+    options = options_of(words)
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - started:6.1f} s] {text}", flush=True)
+
+    report: dict[str, Any] = {"machine": soak.machine()}
+    try:
+        run(options, report, say)
+    except FtkvmError as error:
+        report["error"] = error.to_json()
+        say(f"{error}\n  cause:  {error.cause}\n  remedy: {error.remedy}")
+    finally:
+        report["total_s"] = round(time.monotonic() - started, 1)
+        options.report.parent.mkdir(exist_ok=True)
+        options.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
+    wrong = judge(report)
+    say("not as promised:\n  " + "\n  ".join(wrong) if wrong else "all held")
+    print(f"Figures: {options.report}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
