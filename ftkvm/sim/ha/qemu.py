@@ -1,0 +1,57 @@
+"""QEMUs of ordinary VMs on simulated hosts, and what must never be: two of one VM."""
+
+from dataclasses import dataclass, field
+
+from ftkvm.sim.ha.host import Host
+
+
+class Violation(Exception):
+    """An invariant does not hold."""
+
+
+@dataclass
+class Qemu:
+    """One process. It ends with its host's power; a freeze does not end it."""
+
+    uuid: str
+    host: Host
+    boot: int
+    memory_mb: int
+    since: int
+
+    @property
+    def alive(self) -> bool:
+        return self.host.up and self.host.boot == self.boot
+
+
+@dataclass
+class Hypervisors:
+    """All QEMUs of the cluster, by VM."""
+
+    running: dict[str, list[Qemu]] = field(default_factory=dict)
+
+    def of(self, uuid: str) -> list[Qemu]:
+        """The living QEMUs of a VM."""
+        found = [qemu for qemu in self.running.get(uuid, []) if qemu.alive]
+        self.running[uuid] = found
+        return found
+
+    def on(self, host: Host) -> list[Qemu]:
+        return [qemu for each in self.running.values() for qemu in each if qemu.alive and qemu.host is host]
+
+    def start(self, uuid: str, host: Host, memory_mb: int, now: int) -> Qemu:
+        """A QEMU begins to run the VM.
+
+        :raises Violation: another one is alive, on a frozen host too: that may thaw and write
+        """
+        others = self.of(uuid)
+        if others:
+            where = ", ".join(f"{each.host.name}{' (frozen)' if each.host.frozen else ''}" for each in others)
+            raise Violation(f"{uuid} is started on {host.name} while it runs on {where}")
+        made = Qemu(uuid, host, host.boot, memory_mb, now)
+        self.running[uuid].append(made)
+        return made
+
+    def end(self, qemu: Qemu) -> None:
+        if qemu in self.running.get(qemu.uuid, []):
+            self.running[qemu.uuid].remove(qemu)
