@@ -43,7 +43,7 @@ def turn(state: State, seen: Seen, actions: list[Action], events: list[Event]) -
 
 
 def _switch_off(state: State, mine: list[LocalVm], actions: list[Action]) -> State:
-    """safety: others may take these VMs over once our heartbeat stood still for the lease time; they end long before."""
+    """safety: others may take these VMs over once our heartbeat stood still for the lease time; they end before."""
     stopping = dict(state.stopping)
     for vm in mine:
         if stopping.get(vm.uuid) != "datastore":
