@@ -3,7 +3,7 @@
 import logging
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ftkvm.adapters import guests
 from ftkvm.adapters.guest_figures import Life, life
@@ -16,6 +16,9 @@ from ftkvm.agent.vms import Vms
 from ftkvm.core.ha.model import Event
 from ftkvm.core.ha.settings import Monitoring, in_force, vm_settings
 from ftkvm.ports import DatastoreError, Json
+
+if TYPE_CHECKING:
+    from ftkvm.agent.ha.part import HaPart
 
 log = logging.getLogger(__name__)
 _READ_EVERY_S = 5.0
@@ -89,6 +92,10 @@ class HostSurroundings:
 
     def tell(self, event: Event) -> None:
         """Into the journal, and to the host's history; never waits."""
+        part = cast("HaPart | None", self._ctx.extras.get("ha"))
+        if part is not None:
+            part.history.tell(event)
+            return
         log.warning("%s: %s", event.kind, event.text)
         document: Json = {"at": time.time(), "by": self._ctx.host, "event": event.kind, "text": event.text,
                           "host": event.host, "vm": event.vm, "detail": dict(event.detail)}  # fmt: skip
