@@ -300,3 +300,11 @@ def test_stalls_are_noticed() -> None:
     now[0] = 2 * STALL_MS + 1
     assert stalls.since(STALL_MS)
     assert not stalls.since(now[0])
+
+
+def test_resets_that_another_host_made_meanwhile_count(world: World) -> None:
+    resets = [{"at": 1_700_000_000 + number, "host": "host2", "why": "hung"} for number in range(3)]
+    world.datastore.replace("vms/u1/resets.json", {"resets": resets})
+    hang(world, 20)
+    assert world.guests.pressed == 0
+    assert world.status()["state"] == "left-alone"
