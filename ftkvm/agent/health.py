@@ -5,6 +5,7 @@ import threading
 import time
 
 from ftkvm import __version__
+from ftkvm.adapters.hardware import bridges, hardware
 from ftkvm.agent import storage
 from ftkvm.agent.context import AgentContext
 from ftkvm.catalogue import FtkvmError
@@ -21,6 +22,7 @@ class Health:
         self._lock = threading.Lock()
         self._last: Json = {}
         self._at = float("-inf")
+        self._hardware = _hardware()
 
     def current(self) -> Json:
         """What the last look found; ``age_ms`` says how long ago that was, ``error`` why the host cannot take a VM."""
@@ -34,7 +36,8 @@ class Health:
 
     def refresh(self) -> None:
         """Look; bounded by the time-outs of libvirt and of the datastore. Never raises."""
-        found: Json = {"libvirt": None, "qemu": None, "vms": 0, "error": None}
+        there = bridges(self._ctx.config.vm_bridges)
+        found: Json = {"libvirt": None, "qemu": None, "vms": 0, "error": None, "bridges": there, **self._hardware}
         try:
             versions = self._ctx.libvirt.versions()
             found.update(libvirt=_dotted(versions.libvirt), qemu=_dotted(versions.qemu))
@@ -57,6 +60,16 @@ class Health:
         except DatastoreError as error:
             return error
         return None
+
+
+def _hardware() -> Json:
+    """All processors and memory of this host; nothing if the kernel does not tell (it is not reckoned with then)."""
+    try:
+        found = hardware()
+    except (OSError, ValueError) as error:
+        log.error("what this host has is not known: %s", error)
+        return {}
+    return {"cpu_mhz": found.cpu_mhz, "memory_mb": found.memory_mb}
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -24,6 +24,7 @@ from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.adapters.pki import TlsFiles
 from ftkvm.adapters.tunnel import TunnelServer
 from ftkvm.agent.cluster import ClusterReader
+from ftkvm.agent.cluster_settings import ClusterSettings
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.health import Health
 from ftkvm.agent.migrate import Arrivals
@@ -36,6 +37,7 @@ from ftkvm.agent.workers import Workers
 from ftkvm.api import vm_monitor
 from ftkvm.api.app import build_app
 from ftkvm.api.arrivals import router as arrivals_router
+from ftkvm.api.cluster import router as cluster_router
 from ftkvm.api.server import ApiServer
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostConfig, Paths
@@ -81,6 +83,8 @@ class Agent:
         self.arrivals = Arrivals(self.ctx, self.vms)
         self.tunnel = TunnelServer(files, config.migration, config.tunnel_port, self._is_other_host)
         routers.append(arrivals_router(self.arrivals))
+        settings = ClusterSettings(self.ctx, self.vms, self.service.admission)
+        routers.append(cluster_router(settings))
         self.api = ApiServer(build_app(self.service, self.health, routers), files, config.api_port)
 
     def post(self, message: Message) -> None:

@@ -14,6 +14,7 @@ import psutil
 from ..adapters.libvirt import dotted
 from ..catalogue import FtkvmError
 from ..core.facts import DatastoreState
+from ..core.ha.settings import kept_empty
 from ..core.placement import HostFacts, VmNeeds, choose_secondary
 from ..keeper.client import KeeperClient
 from .context import AgentContext
@@ -92,6 +93,8 @@ def choose_host(ctx: AgentContext, vm: LocalVm, wanted: str | None) -> str:
     needs = VmNeeds(vm.name, ctx.host, shape.memory_kib // 1024, _bridges(vm))
     facts = hosts_facts(ctx)
     exclude = [host.name for host in facts if wanted is not None and host.name != wanted]
+    kept = kept_empty(ctx.cluster.current().settings)  # the failover host
+    exclude += [kept] if kept and wanted is None else []
     choice = choose_secondary(facts, needs, exclude)
     if choice.host is None:
         reasons = "; ".join(

@@ -165,10 +165,11 @@ class PairStore:
         doc.setdefault("ft", {})["enabled"] = enabled
         self._datastore.replace(f"vms/{self.uuid}/vm.json", doc)
 
-    def set_ft_settings(self, settings: dict[str, Any]) -> None:
-        """Replace the FT settings of this VM."""
+    def set_settings(self, ft: dict[str, Any], ha: dict[str, Any]) -> None:
+        """Replace the FT and HA settings of this VM, both at once."""
         doc = self.vm() or {"uuid": self.uuid}
-        doc.setdefault("ft", {})["settings"] = settings
+        doc.setdefault("ft", {})["settings"] = ft
+        doc["ha"] = ha
         self._datastore.replace(f"vms/{self.uuid}/vm.json", doc)
 
     def last_failover(self) -> dict[str, Any] | None:

@@ -6,18 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ftkvm.agent import ft_checks
+from ftkvm.agent.admission import Admission
 from ftkvm.agent.cluster import commit_config
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.gather import Answers, gather
 from ftkvm.agent.migrate import MIGRATE_TIMEOUT_S, Migration
 from ftkvm.agent.operations import Operation, Operations
 from ftkvm.agent.placing import hosts_facts
-from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import Pairs, VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostEntry
-from ftkvm.core import ft_settings
+from ftkvm.core.ha.settings import kept_empty
 from ftkvm.core.move import choose
 from ftkvm.ports import DatastoreError, Json, Progress
 
@@ -45,6 +45,7 @@ class Service:
         self._ctx = ctx
         self.vms = vms
         self.operations = operations
+        self.admission = Admission(ctx, vms, self.places, self._may_run)
 
     # what is there
 
@@ -124,7 +125,7 @@ class Service:
     def register(self, domain: str, host: str | None) -> Json:
         """Take over a domain; without ``host``, from the only host that has it.
 
-        :raises FtkvmError: FTKVM-104, 105, 113, 201
+        :raises FtkvmError: FTKVM-104, 105, 113, 201; FTKVM-630 … 632 for one that runs
         """
         target = host or self._ctx.host
         self._ctx.cluster.host(target)
@@ -133,7 +134,8 @@ class Service:
     def start(self, name: str, host: str | None) -> Json:
         """Start a VM on ``host``, or on the one with the fewest VMs; returns the operation.
 
-        :raises FtkvmError: FTKVM-103 runs already, FTKVM-109 may run on a host that does not answer, FTKVM-111
+        :raises FtkvmError: FTKVM-103 runs already, FTKVM-109 may run on a host that does not answer, FTKVM-111, and
+            FTKVM-630 … 633 the room kept for restarts would be used up
         """
         record = self.vms.find(name)
         if host is not None and self._known_host(host).maintenance:
@@ -143,7 +145,10 @@ class Service:
         if record.uuid in places.copies:
             raise FtkvmError("FTKVM-103", vm=record.name, host=places.copies[record.uuid][0][0])
         self._require_known(record, places)
-        target = host or self._place(places)
+        if host in places.silent:
+            raise places.silent[host]
+        target = host or self.admission.place(record, self._well(), places)
+        self.admission.require_start(record, target, places)
         return self._ctx.peers.call(
             target, "POST", f"/v1/local/vms/{record.uuid}/start", {"owner": number}, _HAND_OVER_TIMEOUT_S
         )
@@ -228,35 +233,6 @@ class Service:
             self._ctx.cluster.host(secondary)
         return self._at_main(record, "ft/enable", {"secondary": secondary})
 
-    def ft_settings(self, name: str) -> Json:
-        """A VM's FT settings: value, default, range, meaning and when a change applies."""
-        record = self.vms.find(name)
-        values = ft_settings.effective(record.ft_settings)
-        rows = [
-            {
-                **asdict(each),
-                "allowed": each.allowed,
-                "value": values[each.name],
-                "is_default": each.name not in record.ft_settings,
-            }
-            for each in ft_settings.SETTINGS.values()
-        ]
-        return {"vm": record.name, "uuid": record.uuid, "settings": rows}
-
-    def set_ft_settings(self, name: str, words: dict[str, str]) -> Json:
-        """Change FT settings; all or none.
-
-        :raises FtkvmError: FTKVM-114
-        """
-        record = self.vms.find(name)
-        try:
-            changed = ft_settings.change(record.ft_settings, words)
-        except ft_settings.BadSetting as error:
-            raise FtkvmError("FTKVM-114", vm=record.name, name=error.name, detail=error.detail) from error
-        store = PairStore(self._ctx.datastore, record.uuid)
-        self._ctx.workers.run(lambda: store.set_ft_settings(changed), 5.0, "write vm.json")
-        return self.ft_settings(name)
-
     def turn_off(self, name: str) -> Json:
         """Turn FT off; returns the operation. If no copy runs, the last owner's host cleans up.
 
@@ -280,6 +256,16 @@ class Service:
         return self._ctx.peers.call(host, "GET", f"/v1/operations/{name}", None, 3.0)
 
     # on this host
+
+    def register_here(self, domain: str) -> Json:
+        """Take over a domain of this host; one that runs brings its load into the cluster.
+
+        :raises FtkvmError: FTKVM-104, 105, 113, and FTKVM-630 … 632
+        """
+        info = self._ctx.libvirt.find(domain)
+        if info.active:
+            self.admission.require_arrival(info.uuid, info.name, self._ctx.host)
+        return self.vms.register(domain).to_json()
 
     def start_here(
         self,
@@ -323,6 +309,7 @@ class Service:
         ft_checks.require_ready(self._ctx)
         ft_checks.require_suitable(self._ctx, record)
         chosen = ft_checks.require_secondary(self._ctx, record, secondary)
+        self.admission.require_protect(record, chosen)
         operation = self.operations.start(
             "enable", record.name, uuid, lambda progress: pairs.enable(uuid, chosen, progress)
         )
@@ -349,12 +336,14 @@ class Service:
         target = to
         if target is None and not record.ft_enabled:
             xml = self._ctx.libvirt.xml(record.uuid)
-            target, why = choose(hosts_facts(self._ctx), self._ctx.host, xml)
+            kept = kept_empty(self._ctx.cluster.current().settings)
+            target, why = choose([each for each in hosts_facts(self._ctx) if each.name != kept], self._ctx.host, xml)
             if target is None:
                 reasons = "; ".join(f"{host}: {', '.join(each)}" for host, each in why.items())
                 raise FtkvmError("FTKVM-655", vm=record.name, reasons=reasons or "this is the only host")
         migration = Migration(self._ctx, self.vms, record, target or self._ctx.host)
         migration.require()
+        self.admission.require_migration(record, target or self._ctx.host)
         return self.operations.start("migrate", record.name, record.uuid, migration.run)
 
     def evacuate_here(self) -> Json:
@@ -419,8 +408,8 @@ class Service:
         if unknown:
             raise FtkvmError("FTKVM-109", vm=record.name, hosts=", ".join(sorted(unknown)))
 
-    def _place(self, places: Places) -> str:
-        """The host that answers, is well, and runs the fewest VMs."""
+    def _well(self) -> dict[str, int]:
+        """The hosts that answer and can take a VM, with the number of VMs they run."""
         answers = gather(self._ctx, "/v1/health")
         resting = {name for name, entry in self._ctx.cluster.current(fresh=True).hosts.items() if entry.maintenance}
         well = {
@@ -430,4 +419,4 @@ class Service:
         }
         if not well:
             raise FtkvmError("FTKVM-202", host=", ".join(sorted(answers)), detail="no host is well: `ftkvm host list`")
-        return min(well, key=lambda host: (int(well[host].get("vms", 0)), host))
+        return {host: int(answer.get("vms", 0)) for host, answer in well.items()}

@@ -58,16 +58,19 @@ class VmRecord:
     name: str
     ft_enabled: bool = False
     ft_settings: dict[str, Any] = field(default_factory=dict)
+    ha: dict[str, Any] = field(default_factory=dict)
+    """Its own HA settings (HA-19): kept while it is in the cluster."""
 
     @classmethod
     def from_json(cls, document: Json) -> "VmRecord":
         ft = document.get("ft", {})
         settings = dict(ft.get("settings", {}))
-        return cls(str(document["uuid"]), str(document["name"]), bool(ft.get("enabled", False)), settings)
+        ha = dict(document.get("ha") or {})
+        return cls(str(document["uuid"]), str(document["name"]), bool(ft.get("enabled", False)), settings, ha)
 
     def to_json(self) -> Json:
         return {"uuid": self.uuid, "name": self.name,
-                "ft": {"enabled": self.ft_enabled, "settings": self.ft_settings}}  # fmt: skip
+                "ft": {"enabled": self.ft_enabled, "settings": self.ft_settings}, "ha": self.ha}  # fmt: skip
 
 
 class Vms:

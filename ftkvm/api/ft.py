@@ -32,14 +32,4 @@ def router(service: Service) -> APIRouter:
         """Turn FT off; answers the operation."""
         return service.turn_off(name)
 
-    @routes.get("/vms/{name}/ft/settings")
-    def settings(name: str) -> Json:
-        """A VM's FT settings."""
-        return service.ft_settings(name)
-
-    @routes.post("/vms/{name}/ft/settings")
-    def set_settings(name: str, request: dict[str, str]) -> Json:
-        """Change FT settings (name to text; an empty text: the default again)."""
-        return service.set_ft_settings(name, request)
-
     return routes

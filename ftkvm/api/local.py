@@ -40,7 +40,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/vms/register")
     def register(request: RegisterRequest) -> Json:
         """Take over a domain of this host's libvirt."""
-        return service.vms.register(request.domain).to_json()
+        return service.register_here(request.domain)
 
     @routes.post("/vms/{uuid}/start")
     def start(uuid: str, request: LocalStartRequest) -> Json:

@@ -7,9 +7,11 @@ from pathlib import PurePosixPath
 import click
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.cli.names import require_name
+from ftkvm.cli.client import AgentClient
+from ftkvm.cli.names import require_name, words_of
 from ftkvm.cli.output import Reporter, output_option
 from ftkvm.home import ClusterFile, Home
+from ftkvm.ports import Json
 
 
 @click.group()
@@ -59,3 +61,122 @@ def _networks(management: str, ft: str, migration: str) -> tuple[str, str, str]:
             raise FtkvmError("FTKVM-605", option=option, detail=f"{network} overlaps {second} of {other}")
     one, two, three = (str(network) for network in parsed.values())
     return one, two, three
+
+
+@cluster.command()
+@output_option
+def show(output: str) -> None:
+    """Show all settings: value, default, range, when a change applies, meaning."""
+    _show_settings(AgentClient().call("GET", "/v1/cluster/settings"), Reporter(output))
+
+
+@cluster.command(name="set")
+@click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.option("--if-version", "version", type=click.IntRange(min=0),
+              help="Refuse unless the configuration is still this version (`cluster show` tells it).")  # fmt: skip
+@output_option
+def set_settings(changes: tuple[str, ...], version: int | None, output: str) -> None:
+    """Change settings, all or none; KEY= takes one back to its default."""
+    body: Json = {"changes": words_of(changes), "version": version}
+    answer = AgentClient().call("POST", "/v1/cluster/settings", body)
+    reporter = Reporter(output)
+    if reporter.json:
+        reporter.document(answer)
+        return
+    rows = [each for each in answer["settings"] if each["name"] in answer["changed"] or each["waits"]]
+    _show_settings({**answer, "settings": rows}, reporter)
+
+
+def _show_settings(answer: Json, reporter: Reporter) -> None:
+    if reporter.json:
+        reporter.document(answer)
+        return
+    keys = ("default", "unit", "allowed", "applies", "meaning")
+    rows = [(each["name"], _value(each), *(each[key] for key in keys)) for each in answer["settings"]]
+    reporter.table(("SETTING", "VALUE", *(key.upper() for key in keys)), rows, "none")
+    click.echo(f"cluster {answer['cluster']}, version {answer['version']}")
+
+
+def _value(row: Json) -> str:
+    waits = f" ({row['in_force'] or 'none'} in force until HA was switched off and on)" if row["waits"] else ""
+    return f"{row['value']}{waits}"
+
+
+@cluster.command()
+@output_option
+def validate(output: str) -> int:
+    """Check the settings and whether the room for restarts is there. Exit status 1: it is not."""
+    answer = AgentClient().call("GET", "/v1/cluster/validate")
+    reporter = Reporter(output)
+    bad = answer["validity"] == "invalid" or bool(answer["breaches"] or answer["problems"])
+    if reporter.json:
+        reporter.document(answer)
+        return int(bad)
+    click.echo(f"cluster {answer['cluster']}: {answer['validity']}")
+    for heading, key in (("reason", "reasons"), ("unsafe", "breaches"), ("not understood", "problems"),
+                         ("waits", "waiting"), ("warning", "warnings")):  # fmt: skip
+        for text in answer[key]:
+            click.echo(f"  {heading}: {text}")
+    policy = answer["policy"] if answer["ha"] and answer["admission_control"] else "off"
+    click.echo(f"admission control: {policy}")
+    _show_runtime(answer["runtime"], reporter)
+    if answer["policy"] == "percentage":
+        click.echo(answer["percentage"]["sum"])
+    if answer["failover_host"]["name"]:
+        spare = answer["failover_host"]
+        click.echo(f"failover host {spare['name']}: {spare['colour']}, {spare['why']}")
+    rows = [(name, each["cpu_mhz"], each["memory_mb"], each["free_cpu_mhz"], each["free_memory_mb"],
+             answer["runtime"]["slots_per_host"].get(name, 0), each["why_not"])
+            for name, each in answer["hosts"].items()]  # fmt: skip
+    columns = ("HOST", "CPU MHz", "MEMORY MB", "UNRESERVED MHz", "UNRESERVED MB", "SLOTS", "NOT RECKONED WITH")
+    reporter.table(columns, rows, "no hosts")
+    click.echo(f"restart commands are out within {answer['restart_within_ms'] / 1000:.0f} s of a host's crash")
+    return int(bad)
+
+
+def _show_runtime(runtime: Json, reporter: Reporter) -> None:
+    """The advanced runtime info, as the guide lists it."""
+
+    def names(key: str) -> str:
+        return ", ".join(runtime[key][:3]) + (" …" if len(runtime[key]) > 3 else "") or "no VM"
+
+    rows = [
+        ("slot size", f"{runtime['slot_cpu_mhz']} MHz (set by {names('slot_cpu_set_by')}), "
+                      f"{runtime['slot_memory_mb']} MB (set by {names('slot_memory_set_by')})"),
+        ("total slots", runtime["total_slots"]),
+        ("used slots", runtime["used_slots"]),
+        ("available slots", runtime["available_slots"]),
+        ("powered-on VMs", runtime["powered_on_vms"]),
+        ("hosts", runtime["hosts"]),
+        ("good hosts", runtime["good_hosts"]),
+        ("host failures tolerated", f"{runtime['current_failover_capacity']} "
+                                    f"({runtime['configured_failover_capacity']} configured)"),
+    ]  # fmt: skip
+    reporter.table(("RUNTIME INFO", ""), rows, "none")
+
+
+@cluster.command(name="what-if")
+@click.option("--lose", multiple=True, metavar="HOST", help="A host that is lost (repeatable; all at once).")
+@output_option
+def what_if(lose: tuple[str, ...], output: str) -> None:
+    """Show what the loss of hosts would do: which VM goes where or fits nowhere, and what each policy makes of it."""
+    answer = AgentClient().call("POST", "/v1/cluster/what-if", {"lose": list(lose)})
+    reporter = Reporter(output)
+    if reporter.json:
+        reporter.document(answer)
+        return
+    runtime = answer["runtime"]
+    click.echo(f"slots: {runtime['sum']}")
+    rows = [(each["vm"], each["priority"], each["lost_with"], each["what"] if each["host"] else "does not run",
+             each["host"], "; ".join(f"{host}: {why}" if host else why for host, why in each["why"].items()))
+            for each in answer["vms"]]  # fmt: skip
+    nothing = "No VM is on the hosts that are lost." if lose else "No host is lost; name some with --lose."
+    reporter.table(("VM", "PRIORITY", "LOST WITH", "WHAT", "ON", "WHY NOT"), rows, nothing)
+    policies = [(f"{each['policy']}{' (in force)' if each['in_force'] else ''}", _yes(each["holds"]), each["room"],
+                 _yes(each["promised"]), each["why"], _yes(each["holds_after"]))
+                for each in answer["policies"]]  # fmt: skip
+    reporter.table(("POLICY", "HOLDS NOW", "ROOM LEFT", "PROMISES THIS", "WHY", "HOLDS AFTER"), policies, "none")
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"

@@ -5,6 +5,7 @@ from urllib.parse import quote
 import click
 
 from ftkvm.cli.client import AgentClient
+from ftkvm.cli.names import words_of
 from ftkvm.cli.output import Reporter, output_option
 from ftkvm.ports import Json
 
@@ -55,31 +56,26 @@ def list_vms(output: str) -> None:
 @click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE...")
 @output_option
 def set_settings(name: str, changes: tuple[str, ...], output: str) -> None:
-    """Change FT settings of the VM NAME, all or none; KEY= takes one back to its default."""
-    words = {}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{change}: KEY=VALUE is wanted")
-        words[key] = value
-    _show_settings(AgentClient().call("POST", f"/v1/vms/{quote(name)}/ft/settings", dict(words)), Reporter(output))
+    """Change FT (ft.*) and HA (ha.*) settings of the VM NAME, all or none; KEY= takes one back to its default."""
+    body: Json = dict(words_of(changes))
+    _show_settings(AgentClient().call("POST", f"/v1/vms/{quote(name)}/settings", body), Reporter(output))
 
 
 @vm.command()
 @click.argument("name")
 @output_option
 def show(name: str, output: str) -> None:
-    """Show the FT settings of the VM NAME, with their defaults and ranges."""
-    _show_settings(AgentClient().call("GET", f"/v1/vms/{quote(name)}/ft/settings"), Reporter(output))
+    """Show the FT and HA settings of the VM NAME, with their defaults and ranges."""
+    _show_settings(AgentClient().call("GET", f"/v1/vms/{quote(name)}/settings"), Reporter(output))
 
 
 def _show_settings(answer: Json, reporter: Reporter) -> None:
     if reporter.json:
         reporter.document(answer)
         return
-    rows = [(each["name"], str(each["value"]), str(each["default"]), each["allowed"], each["applies"],
+    rows = [(each["name"], str(each["value"]), str(each["default"]), each["unit"], each["allowed"], each["applies"],
              each["meaning"]) for each in answer["settings"]]  # fmt: skip
-    reporter.table(("SETTING", "VALUE", "DEFAULT", "ALLOWED", "APPLIES", "MEANING"), rows, "none")
+    reporter.table(("SETTING", "VALUE", "DEFAULT", "UNIT", "ALLOWED", "APPLIES", "MEANING"), rows, "none")
 
 
 @vm.command()

@@ -145,7 +145,10 @@ def admit(hosts: Sequence[HostRoom], before: Sequence[Load], after: Sequence[Loa
     """
     changed = [load for load in after if load not in before]
     for load in changed:
-        refused = _onto_failover_host(load, rules) or _host_full(hosts, after, load, rules)
+        there = next((old for old in before if (old.uuid, old.host) == (load.uuid, load.host)), None)
+        if there is not None and load.cpu_mhz <= there.cpu_mhz and load.memory_mb <= there.memory_mb:
+            continue
+        refused = (refused_there if there is None else _host_full)(hosts, after, load, rules)
         if refused is not None:
             return refused
     if not rules.ha or not rules.control:
@@ -169,6 +172,11 @@ def _takes(hosts: Sequence[HostRoom], before: Sequence[Load], after: Sequence[Lo
         or slots_now.total - slots_now.used < slots_was.total - slots_was.used
         or len(after) > len(before)
     )
+
+
+def refused_there(hosts: Iterable[HostRoom], after: Sequence[Load], load: Load, rules: Rules) -> Verdict | None:
+    """Why ``load``, one of ``after``, cannot be on the host it names, whatever the policy makes of the sums."""
+    return _onto_failover_host(load, rules) or _host_full(hosts, after, load, rules)
 
 
 def _onto_failover_host(load: Load, rules: Rules) -> Verdict | None:

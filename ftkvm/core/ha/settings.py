@@ -148,7 +148,9 @@ def in_force(settings: Mapping[str, Any]) -> dict[str, Value]:
 
 def problems(settings: Mapping[str, Any]) -> list[BadSetting]:
     """What stands in the configuration and cannot be used; the default is in force instead."""
-    return _not_understood(SETTINGS, {name: stored for name, stored in settings.items() if name != IN_FORCE})
+    ours = {name: stored for name, stored in settings.items() if name.startswith(("das.", "ha."))}
+    ours.pop(IN_FORCE, None)
+    return _not_understood(SETTINGS, ours)
 
 
 def _not_understood(known: Mapping[str, Setting], given: Mapping[str, Any]) -> list[BadSetting]:
@@ -257,6 +259,13 @@ def failover_host(settings: Mapping[str, Any]) -> str | None:
     now = in_force(settings)
     policy = now["ha.failover_host"] if now["ha.admission_policy"] == "failover-host" else ""
     return str(now["das.defaultfailoverhost"] or policy) or None
+
+
+def kept_empty(settings: Mapping[str, Any]) -> str | None:
+    """The host that admission control keeps empty: nothing is started on it or moved to it but by HA."""
+    now = in_force(settings)
+    kept = now["ha.enabled"] and now["ha.admission_control"] and now["ha.admission_policy"] == "failover-host"
+    return failover_host(settings) if kept else None
 
 
 @dataclass(frozen=True)
