@@ -1,6 +1,7 @@
 """What this host has altogether, by its kernel: processors and memory."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,6 @@ def hardware(proc: Path = Path("/proc"), cpus: Path = Path("/sys/devices/system/
     return Hardware(int(max(most) * len(now) if most else sum(now)), int(memory.group(1)) // 1024)
 
 
-def bridges(configured: tuple[str, ...], net: Path = Path("/sys/class/net")) -> list[str]:
+def bridges(configured: Iterable[str], net: Path = Path("/sys/class/net")) -> frozenset[str]:
     """Those of the VM bridges that are there."""
-    return [name for name in configured if (net / name / "bridge").is_dir()]
+    return frozenset(name for name in configured if (net / name / "bridge").is_dir())

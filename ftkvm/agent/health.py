@@ -36,7 +36,7 @@ class Health:
 
     def refresh(self) -> None:
         """Look; bounded by the time-outs of libvirt and of the datastore. Never raises."""
-        there = bridges(self._ctx.config.vm_bridges)
+        there = sorted(bridges(self._ctx.config.vm_bridges))
         found: Json = {"libvirt": None, "qemu": None, "vms": 0, "error": None, "bridges": there, **self._hardware}
         try:
             versions = self._ctx.libvirt.versions()

@@ -7,11 +7,12 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from ftkvm.adapters.hardware import bridges, hardware
 from ftkvm.adapters.qemus import Qemus
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.ha.actions import Actions
 from ftkvm.agent.ha.beats import BeatBody, BeatPlan, BeatService
-from ftkvm.agent.ha.capacity import Needs, bridges, capacity, hardware
+from ftkvm.agent.ha.capacity import Needs, capacity
 from ftkvm.agent.ha.doer import Doer
 from ftkvm.agent.ha.guard import Bridge, Guard
 from ftkvm.agent.ha.guest_off import GuestOff, host_goes_down

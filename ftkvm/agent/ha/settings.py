@@ -6,11 +6,9 @@ from typing import Any
 
 from ftkvm.agent.ha.documents import Definition
 from ftkvm.config import ClusterConfig, HostEntry
+from ftkvm.core.ha.capacity import OVERHEAD_MB
 from ftkvm.core.ha.model import Cluster
 from ftkvm.core.ha.settings import VmSettings, failover_host, ha_settings, in_force
-
-OVERHEAD_MB = 64
-"""What a QEMU needs beyond its guest's memory, for placement."""
 
 
 def needed_memory_mb(values: VmSettings, settings: Mapping[str, Any], defined: Definition, *, ft: bool) -> int:

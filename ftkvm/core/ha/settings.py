@@ -131,19 +131,37 @@ def cluster_name(text: str) -> str:
     return name
 
 
+_DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
+_VM_DEFAULTS = {name: setting.default for name, setting in VM_SETTINGS.items()}
+
+
 def values(settings: Mapping[str, Any]) -> dict[str, Value]:
     """All cluster settings as they are set, defaults filled in, also for what is not understood (see `problems`)."""
-    return {name: _value(setting, settings) for name, setting in SETTINGS.items()}
+    return _understood(_DEFAULTS, SETTINGS, settings)
 
 
 def in_force(settings: Mapping[str, Any]) -> dict[str, Value]:
     """All cluster settings as they are in force now."""
+    found = _understood(_DEFAULTS, SETTINGS, settings)
     pending = settings.get(IN_FORCE)
-    former = pending if isinstance(pending, Mapping) else {}
-    return {
-        name: _value(setting, former if name in former and setting.applies is _LATER else settings)
-        for name, setting in SETTINGS.items()
-    }
+    if isinstance(pending, Mapping):
+        late = {
+            name: stored for name, stored in pending.items() if name in SETTINGS and SETTINGS[name].applies is _LATER
+        }
+        found.update(_understood({name: SETTINGS[name].default for name in late}, SETTINGS, late))
+    return found
+
+
+def _understood(
+    otherwise: Mapping[str, Value], known: Mapping[str, Setting], given: Mapping[str, Any]
+) -> dict[str, Value]:
+    """``otherwise`` with what is given and understood. Called for every VM: what is not given costs nothing."""
+    found = dict(otherwise)
+    for name, stored in given.items():
+        if name in known:
+            with suppress(BadSetting):
+                found[name] = known[name].understand(stored)
+    return found
 
 
 def problems(settings: Mapping[str, Any]) -> list[BadSetting]:
@@ -207,15 +225,6 @@ def _with(known: Mapping[str, Setting], given: Mapping[str, Any], words: Mapping
         if text.strip():
             changed[name] = known[name].parse(text)
     return changed
-
-
-def _value(setting: Setting, given: Mapping[str, Any]) -> Value:
-    if setting.name not in given:
-        return setting.default
-    try:
-        return setting.understand(given[setting.name])
-    except BadSetting:
-        return setting.default
 
 
 def isolation_ms(failure_ms: int, interval_ms: int) -> int:
@@ -301,13 +310,9 @@ def vm_values(cluster_settings: Mapping[str, Any], vm_ha: Mapping[str, Any]) -> 
 
 
 def _vm_values(cluster: Mapping[str, Value], vm_ha: Mapping[str, Any]) -> dict[str, Value]:
-    found = {}
-    for name, setting in VM_SETTINGS.items():
-        found[name] = cluster.get(name, setting.default)
-        if name in vm_ha:
-            with suppress(BadSetting):  # what is not understood overrides nothing; see vm_problems
-                found[name] = setting.understand(vm_ha[name])
-    return found
+    """What is not understood overrides nothing; see `vm_problems`."""
+    inherited = {name: cluster.get(name, default) for name, default in _VM_DEFAULTS.items()}
+    return _understood(inherited, VM_SETTINGS, vm_ha)
 
 
 def vm_problems(vm_ha: Mapping[str, Any]) -> list[BadSetting]:
