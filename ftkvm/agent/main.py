@@ -25,6 +25,7 @@ from ftkvm.adapters.pki import TlsFiles
 from ftkvm.adapters.tunnel import TunnelServer
 from ftkvm.agent.cluster import ClusterReader
 from ftkvm.agent.cluster_settings import ClusterSettings
+from ftkvm.agent.cluster_view import ClusterView
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.health import Health
 from ftkvm.agent.migrate import Arrivals
@@ -84,7 +85,7 @@ class Agent:
         self.tunnel = TunnelServer(files, config.migration, config.tunnel_port, self._is_other_host)
         routers.append(arrivals_router(self.arrivals))
         settings = ClusterSettings(self.ctx, self.vms, self.service.admission)
-        routers.append(cluster_router(settings))
+        routers.append(cluster_router(settings, ClusterView(self.ctx, self.service, settings)))
         self.api = ApiServer(build_app(self.service, self.health, routers), files, config.api_port)
 
     def post(self, message: Message) -> None:

@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from ftkvm.agent.cluster_settings import ClusterSettings
+from ftkvm.agent.cluster_view import ClusterView
 from ftkvm.ports import Json
 
 
@@ -20,9 +21,14 @@ class WhatIfRequest(BaseModel):
     lose: list[str] = Field(default_factory=list, max_length=64)
 
 
-def router(cluster: ClusterSettings) -> APIRouter:
+def router(cluster: ClusterSettings, view: ClusterView) -> APIRouter:
     """Routes /v1/cluster/… and /v1/vms/…/settings."""
     routes = APIRouter(prefix="/v1", tags=["cluster"])
+
+    @routes.get("/cluster/status")
+    def status() -> Json:
+        """The cluster at a glance."""
+        return view.status()
 
     @routes.get("/cluster/settings")
     def show() -> Json:

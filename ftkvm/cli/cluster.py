@@ -2,14 +2,17 @@
 
 import ipaddress
 import itertools
+import time
 from pathlib import PurePosixPath
 
 import click
+from rich.console import Group
+from rich.text import Text
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.client import AgentClient
 from ftkvm.cli.names import require_name, words_of
-from ftkvm.cli.output import Reporter, output_option
+from ftkvm.cli.output import Reporter, make_table, output_option, watch_document
 from ftkvm.home import ClusterFile, Home
 from ftkvm.ports import Json
 
@@ -61,6 +64,73 @@ def _networks(management: str, ft: str, migration: str) -> tuple[str, str, str]:
             raise FtkvmError("FTKVM-605", option=option, detail=f"{network} overlaps {second} of {other}")
     one, two, three = (str(network) for network in parsed.values())
     return one, two, three
+
+
+@cluster.command()
+@click.option("--watch", is_flag=True, help="Show it again every second, until interrupted.")
+@output_option
+def status(watch: bool, output: str) -> None:
+    """Show the cluster at a glance: validity, coordinator, hosts and why they are what they are, VMs, what waits."""
+    reporter = Reporter(output)
+    client = AgentClient()
+    if not watch:
+        _show_status(reporter, client.call("GET", "/v1/cluster/status", timeout_s=15.0))
+    elif reporter.json:
+        while True:
+            reporter.document(client.call("GET", "/v1/cluster/status", timeout_s=15.0))
+            time.sleep(1.0)
+    else:
+        watch_document(reporter, lambda: client.call("GET", "/v1/cluster/status", timeout_s=15.0), _render_status)
+
+
+def _show_status(reporter: Reporter, document: Json) -> None:
+    if reporter.json:
+        reporter.document(document)
+    else:
+        reporter.out.print(_render_status(document))
+
+
+def _render_status(document: Json) -> Group:
+    validity = document["validity"]
+    runtime = validity["runtime"]
+    ha = "on" if validity["ha"] else "off"
+    policy = validity["policy"] if validity["admission_control"] else "off"
+    lines = [
+        f"cluster {document['cluster']}: {validity['validity']}; HA {ha}, admission control: {policy}; "
+        f"coordinator {document['coordinator'] or 'none'} (term {document['term']})",
+        *(f"  {text}" for text in validity["reasons"]),
+        f"slots: {runtime['used_slots']} of {runtime['total_slots']} used, {runtime['available_slots']} available; "
+        f"{runtime['good_hosts']} of {runtime['hosts']} hosts good; "
+        f"host failures tolerated: {runtime['current_failover_capacity']}",
+    ]
+    hosts = [
+        (row["name"], row["role"], row["state"], "-" if row["vms"] is None else row["vms"], row["datastore"],
+         _fencing(row), row["why"]) for row in document["hosts"]
+    ]  # fmt: skip
+    vms = [
+        (row["name"], row["state"], row["host"], row["protection"], row["restart_priority"], row["isolation_response"],
+         _last(row["last_restart"])) for row in document["vms"]
+    ]  # fmt: skip
+    waiting = [
+        f"waiting: {row['vm']}: {row['why']} (failed attempts: {row['attempts']})" for row in document["waiting"]
+    ]
+    events = [f"{time.strftime('%H:%M:%S', time.localtime(row['at']))} {row['by']}: {row['text']}"
+              for row in document["events"]]  # fmt: skip
+    return Group(
+        Text("\n".join(lines)),
+        make_table(("HOST", "ROLE", "STATE", "VMS", "DATASTORE", "FENCED BY", "WHY"), hosts),
+        make_table(("VM", "STATE", "HOST", "PROTECTION", "PRIORITY", "ISOLATION", "LAST RESTART"), vms),
+        Text("\n".join([*waiting, *events])),
+    )
+
+
+def _fencing(row: Json) -> str:
+    ways = [f"watchdog {row['watchdog_ms'] / 1000:.0f} s"] if row["watchdog_ms"] else []
+    return " + ".join([*ways, *(["power"] if row["fence"] else [])]) or "nothing"
+
+
+def _last(event: Json | None) -> str:
+    return f"{time.strftime('%H:%M:%S', time.localtime(event['at']))} {event['text']}" if event else ""
 
 
 @cluster.command()

@@ -6,12 +6,10 @@ from urllib.parse import quote
 
 import click
 from rich.console import Group
-from rich.live import Live
 from rich.text import Text
 
-from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.client import AgentClient
-from ftkvm.cli.output import Reporter, make_table, output_option
+from ftkvm.cli.output import Reporter, make_table, output_option, watch_document
 from ftkvm.ports import Json
 
 _COLUMNS = ("VM", "RUNS", "HOST", "FT", "SECONDARY", "EPOCH", "CHECKPOINT", "LOG MBIT/S", "LAST FAILOVER")
@@ -60,7 +58,7 @@ def status(vm: str | None, watch: bool, output: str) -> None:
             reporter.document(client.call("GET", path))
             time.sleep(1.0)
     else:
-        _watch(reporter, client, path)
+        watch_document(reporter, lambda: client.call("GET", path, timeout_s=5.0), _render)
 
 
 def _show_once(reporter: Reporter, document: Json) -> None:
@@ -68,16 +66,6 @@ def _show_once(reporter: Reporter, document: Json) -> None:
         reporter.document(document)
     else:
         reporter.out.print(_render(document))
-
-
-def _watch(reporter: Reporter, client: AgentClient, path: str) -> None:
-    with Live(console=reporter.out, auto_refresh=False, screen=reporter.out.is_terminal) as live:
-        while True:
-            try:
-                live.update(_render(client.call("GET", path, timeout_s=5.0)), refresh=True)
-            except FtkvmError as error:
-                live.update(Text(str(error), style="red"), refresh=True)
-            time.sleep(1.0)
 
 
 def _protected_pair(client: AgentClient, vm: str) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -81,6 +83,17 @@ class Reporter:
                 click.echo(f"{title}: {f'{step}/{steps} ' if steps else ''}{text}", err=True)
 
         return show
+
+
+def watch_document(reporter: Reporter, ask: Callable[[], Any], render: Callable[[Any], RenderableType]) -> None:
+    """Shows a document again and again until interrupted; an error in its place while nobody answers."""
+    with Live(console=reporter.out, auto_refresh=False, screen=reporter.out.is_terminal) as live:
+        while True:
+            try:
+                live.update(render(ask()), refresh=True)
+            except FtkvmError as error:
+                live.update(Text(str(error), style="red"), refresh=True)
+            time.sleep(1.0)
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
