@@ -1,98 +1,162 @@
-"""Roles and the coordinator's lease (HA-01). Pure."""
+"""Who is primary (HA-01), and which of them is the coordinator (HA-02). Pure.
 
-from dataclasses import replace
+safety: two coordinators would do no harm to a VM (each start claims the owner file's next number, once), but they
+would place VMs twice. So a coordinator acts only while its own heartbeat is good, its reads go on, and the newest lease
+it read is its own; and the lease of a living holder is never taken.
+"""
 
-from ftkvm.core.ha import guard
-from ftkvm.core.ha.model import Action, ClaimLease, ClaimRoles, Event, HostState, Lease, Roles, Seen
-from ftkvm.core.ha.state import State
+from dataclasses import dataclass, replace
 
-PRIMARIES = 5
-_LOST = (HostState.DEAD, HostState.UNSAFE, HostState.MAINTENANCE)
+from ftkvm.core.ha import liveness as living
+from ftkvm.core.ha.desk import PAUSE_MS, Desk
+from ftkvm.core.ha.guard import Guard
+from ftkvm.core.ha.isolation import Isolation
+from ftkvm.core.ha.liveness import Liveness
+from ftkvm.core.ha.model import ClaimLease, ClaimRoles, HostState, Lease, Result, Role, Roles
+from ftkvm.core.ha.windows import Windows
+
+MOST_PRIMARIES = 5
+_GIVE_UP_MS = 6000
 
 
-def is_mine(lease: Lease | None, seen: Seen) -> bool:
-    return lease is not None and lease.host == seen.me and lease.boot_id == seen.boot_id
+@dataclass(frozen=True)
+class Election:
+    """``claimed_ms``: a claim under way. ``acting``: this host coordinates now."""
+
+    claimed_ms: int | None = None
+    roles_ms: int | None = None
+    acting: bool = False
+    acting_since_ms: int = 0
 
 
-def eligible(state: State, seen: Seen) -> bool:
-    """Whether this host watches the others and may coordinate: a primary host, or one that hears none of them."""
-    primaries = state.roles.primaries if state.roles is not None else ()
-    if not primaries or seen.me in primaries:
+def primaries(desk: Desk, windows: Windows) -> tuple[str, ...]:
+    """The primary hosts: as the datastore says, else the first five that joined."""
+    hosts = desk.seen.cluster.hosts
+    if windows.roles is None:
+        return hosts[:MOST_PRIMARIES]
+    named = tuple(host for host in windows.roles.primaries if host in hosts)
+    return named or hosts[:MOST_PRIMARIES]
+
+
+def role(election: Election, desk: Desk, windows: Windows) -> Role:
+    if election.acting:
+        return Role.COORDINATOR
+    return Role.PRIMARY if desk.seen.me in primaries(desk, windows) else Role.SECONDARY
+
+
+def watches(desk: Desk, windows: Windows) -> bool:
+    """Whether this host reads everybody's heartbeats each interval: primaries do, and all while no primary is heard."""
+    named = primaries(desk, windows)
+    if desk.seen.me in named:
         return True
-    oldest = seen.now_ms - seen.cluster.settings.failure_ms
-    for host in primaries:
-        beats = seen.beats.get(host)
-        heard = max(beats.networks.values(), default=state.started_ms) if beats is not None else state.started_ms
-        if heard > oldest:
-            return False
-    return True
+    quiet = min(living.silence_ms(desk, windows, host) for host in named)
+    return quiet >= 3 * desk.settings.interval_ms
 
 
-def acts(state: State, seen: Seen) -> bool:
-    """Whether this host may act as the coordinator now.
+def look(election: Election, desk: Desk, windows: Windows, liveness: Liveness, guard: Guard, isolation: Isolation) -> (
+    Election
+):  # fmt: skip
+    """Claim a lease nobody holds, give ours up when we cannot coordinate, keep the roles."""
+    election = _ends(election, desk)
+    lease = windows.lease
+    mine = lease is not None and lease.host == desk.seen.me and lease.boot_id == desk.seen.boot_id
+    trusted = guard.ok(desk) and windows.fresh(desk.now) and not windows.lease_corrupt
+    unfit = isolation.isolated or desk.seen.me in desk.seen.cluster.maintenance or _alone(desk, windows)
+    acting = mine and trusted and not unfit
+    if acting and not election.acting and lease is not None:
+        desk.tell("coordinator", f"this host coordinates (term {lease.term})", desk.seen.me, term=lease.term)
+        election = replace(election, acting_since_ms=desk.now)
+    elif election.acting and not acting:
+        why = "its lease is not the newest" if not mine else "it cannot act now"
+        desk.tell("coordinator-stopped", f"this host coordinates no more: {why}", desk.seen.me)
+    election = replace(election, acting=acting)
+    if not trusted or election.claimed_ms is not None:
+        return election
+    if mine and unfit and lease is not None:
+        return _claim(election, desk, Lease(lease.term + 1, None, desk.seen.boot_id))
+    if not mine and not unfit and _may_claim(desk, windows) and _free(desk, windows):
+        return _claim(election, desk, Lease((lease.term if lease else 0) + 1, desk.seen.me, desk.seen.boot_id))
+    return _roles(election, desk, windows, liveness) if acting else election
 
-    safety: another one takes the lease only after our counter stood still for the lease time, which is longer than
-    ``stop_after`` and begins later. Even two coordinators could not start a VM twice: the owner file decides.
+
+def _ends(election: Election, desk: Desk) -> Election:
+    if any(True for _ in desk.ends(ClaimLease)):
+        election = replace(election, claimed_ms=None)
+    for _action, ended in desk.ends(ClaimRoles):
+        if ended.result is Result.OK and isinstance(ended.value, Roles):
+            desk.tell("roles", f"primary hosts: {', '.join(ended.value.primaries)}", primaries=ended.value.primaries)
+        election = replace(election, roles_ms=desk.now)
+    if election.claimed_ms is not None and desk.now - election.claimed_ms > _GIVE_UP_MS:
+        election = replace(election, claimed_ms=None)
+    if election.roles_ms is not None and desk.now - election.roles_ms > _GIVE_UP_MS:
+        election = replace(election, roles_ms=None)
+    return election
+
+
+def _claim(election: Election, desk: Desk, lease: Lease) -> Election:
+    """The end of a claim tells nothing: who holds the lease is what the next read says."""
+    desk.ask(ClaimLease(lease))
+    return replace(election, claimed_ms=desk.now)
+
+
+def _alone(desk: Desk, windows: Windows) -> bool:
+    """Nobody is heard, yet others write heartbeats: who coordinates must be able to tell them what to start."""
+    others = [host for host in desk.seen.cluster.hosts if host != desk.seen.me]
+    if any(living.silence_ms(desk, windows, host) < desk.settings.isolation_ms for host in others):
+        return False
+    return any(windows.moving(host, desk.now) for host in others)
+
+
+def _may_claim(desk: Desk, windows: Windows) -> bool:
+    """A primary host; any host once every primary's heartbeat stood still for the lease time."""
+    if desk.seen.me in primaries(desk, windows):
+        return True
+    lease_ms = desk.settings.lease_ms
+    return all(windows.still_ms(host) >= lease_ms for host in primaries(desk, windows) if host in windows.by_host)
+
+
+def _free(desk: Desk, windows: Windows) -> bool:
+    """Nobody holds the newest lease any more."""
+    lease, lease_ms = windows.lease, desk.settings.lease_ms
+    if lease is None or lease.host is None:
+        return True
+    if lease.host == desk.seen.me or lease.host not in desk.seen.cluster.hosts:
+        return True  # of an earlier boot of ours, or of a host that was removed
+    known_ms = desk.now - windows.lease_since_ms
+    window = windows.by_host.get(lease.host)
+    if window is None:  # its heartbeat is missing, or was not understood
+        return known_ms >= 2 * lease_ms
+    if window.heartbeat.boot_id != lease.boot_id:
+        return known_ms >= PAUSE_MS  # heartbeats are read before leases: a lease of a newer boot is shown by the next
+    return windows.still_ms(lease.host) >= lease_ms
+
+
+def _roles(election: Election, desk: Desk, windows: Windows, liveness: Liveness) -> Election:
+    """Replace primaries that are dead, removed or in maintenance, and fill up, in the order in which hosts joined.
+
+    A dead one stays named while nobody can take its place: it is one again as soon as it is back.
     """
-    fresh = guard.storage_age_ms(state, seen) < seen.cluster.settings.stop_after_ms
-    asked = state.windows.asked_ms
-    read = asked is not None and seen.now_ms - asked < seen.cluster.settings.stop_after_ms
-    mine = is_mine(state.lease, seen) and state.lease is not None and state.lease.term > state.gave_up_term
-    return mine and fresh and read and state.written and state.isolated_ms is None
-
-
-def turn(state: State, seen: Seen, actions: list[Action], events: list[Event]) -> State:
-    """Take the lease if nobody holds it, give it up if we should not."""
-    if not seen.cluster.settings.enabled or not state.has_read or state.lease_asked_ms is not None:
-        return state
-    lease, resting = state.lease, seen.me in seen.cluster.maintenance
-    term = lease.term if lease is not None else 0
-    if is_mine(lease, seen):
-        if (state.isolated_ms is not None or resting) and state.gave_up_term < term:
-            actions.append(ClaimLease(Lease(term + 1, None, seen.boot_id)))
-            events.append(Event("lease-given-up", f"{seen.me} no longer coordinates", seen.me))
-            return replace(state, lease_asked_ms=seen.now_ms, gave_up_term=term)
-        return _roles(state, seen, actions, events) if acts(state, seen) else state
-    fresh = guard.storage_age_ms(state, seen) < seen.cluster.settings.stop_after_ms
-    if resting or state.isolated_ms is not None or not fresh or not state.written or not eligible(state, seen):
-        return state
-    if not _is_free(state, seen, lease):
-        return state
-    actions.append(ClaimLease(Lease(term + 1, seen.me, seen.boot_id)))
-    events.append(Event("lease-claimed", f"{seen.me} wants to coordinate (term {term + 1})", seen.me))
-    return replace(state, lease_asked_ms=seen.now_ms, stale=True, tries={}, vms=(), vms_ms=None)
-
-
-def _is_free(state: State, seen: Seen, lease: Lease | None) -> bool:
-    """Whether the newest term has ended: given up, its holder left, booted again, or stood still for the lease time."""
-    if lease is None or lease.host is None or lease.host not in seen.cluster.hosts:
-        return True
-    heartbeat = state.windows.heartbeat(lease.host)
-    if heartbeat is not None and heartbeat.boot_id != lease.boot_id:
-        return True
-    return state.windows.still_ms(lease.host) >= seen.cluster.settings.lease_ms
-
-
-def _roles(state: State, seen: Seen, actions: list[Action], events: list[Event]) -> State:
-    """The first five hosts in the order in which they joined; one that is lost is replaced by the next that lives."""
-    if state.roles_asked_ms is not None:
-        return state
-    now = state.roles.primaries if state.roles is not None else ()
-    number = state.roles.number if state.roles is not None else 0
-
-    def fit(host: str) -> bool:
-        view = state.views.get(host)
-        return host == seen.me or (view is not None and view.state not in _LOST)
-
-    def lives(host: str) -> bool:
-        view = state.views.get(host)
-        return host == seen.me or (view is not None and view.state is HostState.LIVE)
-
-    kept = [host for host in now if host in seen.cluster.hosts and fit(host)]
-    more = [host for host in seen.cluster.hosts if host not in kept and lives(host)]
-    wished = tuple([*kept, *more][:PRIMARIES]) or (seen.me,)
-    if set(wished) == set(now):
-        return state
-    actions.append(ClaimRoles(Roles(number + 1, wished)))
-    events.append(Event("roles", f"primary hosts: {', '.join(wished)}", seen.me))
-    return replace(state, roles_asked_ms=seen.now_ms)
+    if windows.roles_corrupt or election.roles_ms is not None:
+        return election
+    if desk.now - election.acting_since_ms < 3 * desk.settings.interval_ms:
+        return election  # beats of the others may not have come yet
+    seen, cluster = desk.seen, desk.seen.cluster
+    named = windows.roles.primaries if windows.roles is not None else ()
+    kept = [host for host in named if host in cluster.hosts and host not in cluster.maintenance]
+    fresh = [
+        host
+        for host in cluster.hosts
+        if host not in kept
+        and host not in cluster.maintenance
+        and (host == seen.me or liveness.state(host) is HostState.LIVE)
+    ]
+    for broken in [host for host in kept if host != seen.me and living.broken(liveness.state(host))]:
+        if len(kept) >= MOST_PRIMARIES and fresh:
+            kept.remove(broken)
+            kept.append(fresh.pop(0))
+    wanted = tuple((kept + fresh)[:MOST_PRIMARIES])
+    if not wanted or wanted == named:
+        return election
+    number = windows.roles.number + 1 if windows.roles is not None else 1
+    desk.ask(ClaimRoles(Roles(number, wanted)))
+    return replace(election, roles_ms=desk.now)

@@ -1,111 +1,197 @@
-"""What every host does for its own VMs: the watchdog, the datastore's loss, isolation, a QEMU that died. Pure."""
+"""This host's own side: its heartbeat, its watchdog, and the end of its VMs when the datastore is lost. Pure.
 
-from dataclasses import replace
+safety: what others take over rests on this: ``stop_after_ms`` after the *begin* of the last good heartbeat write this
+host puts its watchdog off no more and switches its ordinary VMs off. It holds whatever HA is set to, for the others
+may be told later than we are that HA is on.
+"""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ftkvm.core.ha.desk import Desk
 from ftkvm.core.ha.model import (
-    Action,
-    Event,
+    Heartbeat,
+    HostMode,
     IsolationResponse,
     LocalVm,
     OwnerWhy,
     PetWatchdog,
-    Ping,
-    Seen,
+    ReadVms,
+    Result,
     StopVm,
+    Vm,
+    WriteHeartbeat,
 )
-from ftkvm.core.ha.state import State
 
-MISSING_MS = 5_000
-QUIET_MS = 30_000
-"""After the agent's start: a start that an earlier life of it began may still bring its QEMU."""
-
-
-def storage_age_ms(state: State, seen: Seen) -> int:
-    """How long ago the last good write of our heartbeat was begun."""
-    return seen.now_ms - state.good_write_ms
+DIED_AFTER_MS = 5000
+"""A VM of ours without a QEMU for so long has died, and is released."""
+_GIVE_UP_MS = 6000
+_LOOK_EVERY_MS = 30_000
+_AGAIN_MS = 2000
+_STOP_SLACK_MS = 60_000
 
 
-def turn(state: State, seen: Seen, actions: list[Action], events: list[Event]) -> State:
-    """Pet, guard, answer an isolation, release what died."""
-    mine = [vm for vm in seen.local if vm.role == "solo"]
-    lost = storage_age_ms(state, seen) >= seen.cluster.settings.stop_after_ms
-    # safety: petted although the datastore is lost only when there is nothing here that could write to it.
-    if seen.watchdog_ms and (not lost or not mine):
-        actions.append(PetWatchdog())
-    if lost != state.storage_lost:
-        words = "lost: this host's VMs are switched off" if lost else "back"
-        events.append(Event("datastore-lost" if lost else "datastore-back", f"the datastore is {words}", seen.me))
-        state = replace(state, storage_lost=lost)
-    if lost:
-        state = _switch_off(state, mine, actions)
-    state = _isolation(state, seen, mine, actions, events)
-    return _missing(state, seen, actions, events)
+@dataclass(frozen=True)
+class Guard:
+    """``good_ms``: when the last good heartbeat write began; ``good_stop_ms``: the time it promised.
+
+    ``stops``: StopVm under way, by UUID and kind. ``own``: VMs this host owns as last read. ``missing``: those of them
+    without a QEMU here, since when.
+    """
+
+    since_ms: int
+    counter: int = 0
+    mode: HostMode = HostMode.LIVE
+    good_ms: int | None = None
+    good_stop_ms: int = 0
+    under_way: tuple[int, int] | None = None  # counter, when asked
+    last_write_ms: int | None = None
+    stops: Mapping[tuple[str, bool], int] = field(default_factory=dict)
+    own: tuple[Vm, ...] = ()
+    own_asked_ms: int | None = None
+    own_under_way_ms: int | None = None
+    own_last_ms: int | None = None
+    missing: Mapping[str, int] = field(default_factory=dict)
+    strangers: frozenset[str] = frozenset()
+    lost: bool = False
+
+    def ok(self, desk: Desk) -> bool:
+        """Whether this host's last good heartbeat is young enough to run VMs, and to act for others."""
+        if self.good_ms is None:
+            return False
+        return desk.now - self.good_ms < min(self.good_stop_ms, desk.settings.stop_after_ms)
 
 
-def _switch_off(state: State, mine: list[LocalVm], actions: list[Action]) -> State:
-    """safety: others may take these VMs over once our heartbeat stood still for the lease time; they end before."""
-    stopping = dict(state.stopping)
-    for vm in mine:
-        if stopping.get(vm.uuid) != "datastore":
-            stopping[vm.uuid] = "datastore"
-            actions.append(StopVm(vm.uuid, True, 0, OwnerWhy.RELEASED, "the datastore is lost"))
-    return replace(state, stopping=stopping)
+def begin(now: int) -> Guard:
+    return Guard(now)
 
 
-def _isolation(state: State, seen: Seen, mine: list[LocalVm], actions: list[Action], events: list[Event]) -> State:
-    """HA-04, HA-05: nobody heard for the isolation time and no isolation address answers."""
-    settings = seen.cluster.settings
-    alone = len(seen.cluster.hosts) > 1 and seen.now_ms - state.heard_ms >= settings.isolation_ms
-    if not alone or not settings.enabled:
-        if state.isolated_ms is not None:
-            events.append(Event("isolation-over", f"{seen.me} hears the others again", seen.me))
-        return replace(state, isolated_ms=None, gateway_silent=False)
-    # safety: without an address to ask, "we are cut off" and "all others died" look alike; then nothing is stopped.
-    if state.isolated_ms is None and settings.isolation_addresses:
-        if state.gateway_silent:
-            events.append(Event("isolated", "it hears nobody, and no isolation address answers", seen.me))
-            state = replace(state, isolated_ms=seen.now_ms)
-        elif state.ping_asked_ms is None:
-            actions.append(Ping(settings.isolation_addresses))
-            state = replace(state, ping_asked_ms=seen.now_ms)
-    if state.isolated_ms is None or not settings.host_monitoring:
-        return state
-    return _respond(state, seen, mine, actions, events)
+def look(guard: Guard, desk: Desk, isolated: bool) -> Guard:
+    """Take in ends, write the heartbeat, pet the watchdog, end VMs that must not go on."""
+    guard = _written(guard, desk)
+    guard = _write(guard, desk, isolated)
+    stops = dict(guard.stops)
+    for action, _ended in desk.ends(StopVm):
+        if stops.get((action.uuid, action.power_off)) is not None:
+            stops[action.uuid, action.power_off] = desk.now + _AGAIN_MS  # not again at once, should it still be here
+    guard = replace(guard, stops={key: until for key, until in stops.items() if desk.now < until})
+    if guard.ok(desk):
+        desk.ask(PetWatchdog())
+        if guard.lost:
+            desk.tell("datastore-back", "heartbeats are written again", desk.seen.me)
+            guard = replace(guard, lost=False)
+        return _look_after_own(guard, desk)
+    return _end_all(guard, desk)
 
 
-def _respond(state: State, seen: Seen, mine: list[LocalVm], actions: list[Action], events: list[Event]) -> State:
-    stopping = dict(state.stopping)
-    known = {vm.uuid: vm for vm in state.own_vms}
-    for local in mine:
-        vm = known.get(local.uuid)
-        response = vm.isolation_response if vm is not None else IsolationResponse.SHUTDOWN
-        if local.uuid in stopping or response is IsolationResponse.LEAVE_ON or local.state == "starting":
+# ---------------------------------------------------------------------------------------------------- heartbeat
+
+
+def _written(guard: Guard, desk: Desk) -> Guard:
+    for action, ended in desk.ends(WriteHeartbeat):
+        if guard.under_way is not None and action.heartbeat.counter == guard.under_way[0]:
+            if ended.result is Result.OK:
+                stop_ms = action.heartbeat.stop_after_ms
+                guard = replace(guard, good_ms=guard.under_way[1], good_stop_ms=stop_ms)
+            guard = replace(guard, under_way=None)
+    if guard.under_way is not None and desk.now - guard.under_way[1] > _GIVE_UP_MS:
+        guard = replace(guard, under_way=None)
+    return guard
+
+
+def _write(guard: Guard, desk: Desk, isolated: bool) -> Guard:
+    mode = HostMode.ISOLATED if isolated else HostMode.LIVE
+    if desk.seen.me in desk.seen.cluster.maintenance:
+        mode = HostMode.MAINTENANCE
+    due = mode is not guard.mode or desk.due(guard.last_write_ms, desk.settings.interval_ms)
+    if guard.under_way is not None or not due:
+        return guard
+    counter = max(guard.counter + 1, desk.now)  # also after a restart of the agent it only ever grows within a boot
+    seen, settings = desk.seen, desk.settings
+    desk.ask(WriteHeartbeat(Heartbeat(seen.me, seen.boot_id, counter, mode, seen.watchdog_ms, settings.stop_after_ms)))
+    return replace(guard, counter=counter, mode=mode, under_way=(counter, desk.now), last_write_ms=desk.now)
+
+
+# ------------------------------------------------------------------------------------------- datastore is lost
+
+
+def solo(desk: Desk) -> list[LocalVm]:
+    """Ordinary VMs that have, or are about to have, a QEMU here."""
+    return [vm for vm in desk.seen.local if vm.role == "solo"]
+
+
+def _end_all(guard: Guard, desk: Desk) -> Guard:
+    since = guard.since_ms if guard.good_ms is None else guard.good_ms
+    if desk.now - since < desk.settings.stop_after_ms and guard.good_ms is None:
+        return guard  # just started: nothing was written yet; the watchdog is left to itself
+    if not guard.lost:
+        seconds = (desk.now - since) / 1000
+        desk.tell("datastore-lost", f"no heartbeat could be written for {seconds:.0f} s; ordinary VMs are switched off",
+                  desk.seen.me)  # fmt: skip
+        guard = replace(guard, lost=True)
+    for vm in solo(desk):
+        if vm.state != "starting":  # nothing to end yet; if it comes to run, it is ended then
+            guard = stop(guard, desk, vm.uuid, IsolationResponse.POWER_OFF, "datastore-lost")
+    return guard
+
+
+def stop(guard: Guard, desk: Desk, uuid: str, how: IsolationResponse, reason: str) -> Guard:
+    """End a VM here and release it, unless that is under way."""
+    power_off = how is IsolationResponse.POWER_OFF
+    if (uuid, power_off) in guard.stops or (uuid, True) in guard.stops:
+        return guard
+    timeout_ms = 0 if power_off else desk.settings.shutdown_timeout_ms
+    desk.ask(StopVm(uuid, power_off, timeout_ms, OwnerWhy.RELEASED, reason))
+    desk.tell("vm-stopped-here", f"{'switched off' if power_off else 'shut down'}: {reason}", desk.seen.me, uuid)
+    return replace(guard, stops={**guard.stops, (uuid, power_off): desk.now + timeout_ms + _STOP_SLACK_MS})
+
+
+# --------------------------------------------------------------------------------------------- VMs that died here
+
+
+def _look_after_own(guard: Guard, desk: Desk) -> Guard:
+    """Know our VMs, and release those whose QEMU is gone although they are wanted."""
+    asked = guard.own_asked_ms
+    for action, ended in desk.ends(ReadVms):
+        if not action.local:
             continue
-        off = response is IsolationResponse.POWER_OFF
-        timeout_ms = 0 if off else seen.cluster.settings.shutdown_timeout_ms
-        stopping[local.uuid] = "isolation"
-        actions.append(StopVm(local.uuid, off, timeout_ms, OwnerWhy.RELEASED, f"isolation response: {response}"))
-        name = vm.name if vm is not None else local.uuid
-        events.append(Event("isolation-response", f"{name}: {response}, its host is isolated", seen.me, name))
-    return replace(state, stopping=stopping)
+        if action.asked_ms == guard.own_under_way_ms:
+            guard = replace(guard, own_under_way_ms=None)
+        if ended.result is Result.OK and isinstance(ended.value, tuple):
+            asked = action.asked_ms
+            guard = replace(guard, own=ended.value, own_asked_ms=asked)
+    here = {vm.uuid for vm in desk.seen.local}
+    missing = {vm.uuid: guard.missing.get(vm.uuid, desk.now) for vm in guard.own if vm.uuid not in here}
+    guard = replace(guard, missing=missing)
+    for vm in guard.own:
+        gone_ms = missing.get(vm.uuid)
+        if gone_ms is None or asked is None or asked < gone_ms + DIED_AFTER_MS or not _died(vm, desk):
+            continue
+        if (vm.uuid, True) not in guard.stops:
+            desk.tell("qemu-died", f"{vm.name} has no QEMU here any more; it is released", desk.seen.me, vm.uuid)
+            guard = stop(guard, desk, vm.uuid, IsolationResponse.POWER_OFF, "qemu-died")
+    return _read_own(guard, desk, frozenset(here))
 
 
-def _missing(state: State, seen: Seen, actions: list[Action], events: list[Event]) -> State:
-    """A VM that is ours, shall run and has no QEMU for a while is released, so that it is started again."""
-    if seen.now_ms - state.started_ms < QUIET_MS or not (state.own_vms or state.missing):
-        return state
-    there = {vm.uuid for vm in seen.local} | set(state.stopping)
-    missing = {}
-    for vm in state.own_vms:
-        ours = vm.owner.host == seen.me and vm.owner.boot_id == seen.boot_id
-        if ours and vm.power and vm.ft is None and vm.uuid not in there:
-            missing[vm.uuid] = state.missing.get(vm.uuid, seen.now_ms)
-    stopping = dict(state.stopping)
-    for uuid, since in list(missing.items()):
-        # the reading that says that it is ours must be younger than the first look that found no QEMU
-        if seen.now_ms - since >= MISSING_MS and state.own_asked_ms > since and state.local_read_ms is None:
-            stopping[uuid] = "died"
-            actions.append(StopVm(uuid, True, 0, OwnerWhy.RELEASED, "its QEMU died"))
-            events.append(Event("qemu-died", f"the QEMU of {uuid} is gone; it is released", seen.me, uuid))
-            del missing[uuid]
-    return replace(state, missing=missing, stopping=stopping)
+def _died(vm: Vm, desk: Desk) -> bool:
+    """Ours, of this boot, wanted; a pair's copy only if it is the one that goes on alone."""
+    mine = vm.owner.host == desk.seen.me and vm.owner.boot_id == desk.seen.boot_id
+    return vm.power and mine and (vm.ft is None or vm.ft.winner == desk.seen.me)
+
+
+def _read_own(guard: Guard, desk: Desk, here: frozenset[str]) -> Guard:
+    """Every half minute; sooner when a VM is new here, or missing for long enough to be believed."""
+    asked = guard.own_asked_ms
+    strange = here - {vm.uuid for vm in guard.own}
+    overdue = any(
+        desk.now >= since + DIED_AFTER_MS and (asked is None or asked < since + DIED_AFTER_MS)
+        for since in guard.missing.values()
+    )
+    under_way = guard.own_under_way_ms
+    if under_way is not None and desk.now - under_way < 2 * _GIVE_UP_MS:
+        return guard
+    soon = (overdue or strange != guard.strangers) and desk.due(guard.own_last_ms, desk.settings.interval_ms)
+    if soon or desk.due(guard.own_last_ms, _LOOK_EVERY_MS):
+        desk.ask(ReadVms(local=True, asked_ms=desk.now))
+        return replace(guard, own_under_way_ms=desk.now, own_last_ms=desk.now, strangers=strange)
+    return guard

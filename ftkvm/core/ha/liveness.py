@@ -1,77 +1,210 @@
-"""What one host makes of another: from beats, pings and the heartbeat on the datastore. Pure."""
+"""What this host makes of each other one (HA-03, HA-25), and whose VMs may be taken over. Pure.
 
-from dataclasses import dataclass
+The states and what they need are in :func:`_judge`. A takeover needs more than a verdict: see :func:`gone`.
+"""
 
-from ftkvm.core.ha.model import Beats, Heartbeat, HostMode, HostState
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from ftkvm.core.ha.desk import Desk
+from ftkvm.core.ha.model import Beats, Fence, Heartbeat, HostMode, HostState, HostView, Ping, Result
 from ftkvm.core.ha.windows import Windows
 
-UNHEARD_INTERVALS = 3
-PING_SILENT_MS = 3_000
-MARGIN_MS = 1_000
+MARGIN_MS = 1000
+"""Between a host's certain end and a takeover: for clocks that do not run at the same rate, and the watchdog's own."""
+_PING_BEFORE_MS = 5000
+_PING_FRESH_MS = 5000
+_BROKEN = frozenset({HostState.DEAD, HostState.UNSAFE, HostState.HUNG})
+_KINDS = {
+    HostState.DEAD: "host-failed", HostState.UNSAFE: "host-unsafe", HostState.HUNG: "host-hung",
+    HostState.ISOLATED: "host-isolated", HostState.CUT_OFF: "host-cut-off", HostState.NO_STORAGE: "host-no-storage",
+    HostState.UNHEARD: "host-unheard",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The times that decide, in milliseconds."""
+class Liveness:
+    """``dead``: host → boot id that is certainly over, though no newer one was seen. ``fenced``: switched off by us."""
 
-    interval_ms: int
-    failure_ms: int
-    lease_ms: int
+    views: Mapping[str, HostView] = field(default_factory=dict)
+    dead: Mapping[str, str] = field(default_factory=dict)
+    fenced: Mapping[str, str] = field(default_factory=dict)
+    ping_ms: int | None = None
 
-
-def covered(heartbeat: Heartbeat, lease_ms: int) -> bool:
-    """Whether a watchdog has surely ended a host whose counter stood still for the lease time."""
-    by_watchdog = heartbeat.watchdog_ms + heartbeat.stop_after_ms + MARGIN_MS
-    return heartbeat.watchdog_ms > 0 and by_watchdog <= lease_ms
-
-
-def heard_ms(beats: Beats | None, started_ms: int) -> int:
-    """When the last beat came; before the first one, our own start counts."""
-    return max(beats.networks.values(), default=started_ms) if beats is not None else started_ms
+    def state(self, host: str) -> HostState | None:
+        view = self.views.get(host)
+        return view.state if view is not None else None
 
 
-def judge(
-    host: str, now_ms: int, started_ms: int, beats: Beats | None, windows: Windows, limits: Limits, fenced: bool
-) -> tuple[HostState, str]:
-    """The host's state, and why.
+def heard_ms(beats: Beats | None) -> int | None:
+    """When the last beat came, on whatever network."""
+    if beats is None or not beats.networks:
+        return None
+    return max(beats.networks.values())
 
-    safety: only DEAD allows a takeover (and NO_STORAGE, of a host that says that it runs nothing). It needs three
-    things: no beats for the failure time, a counter that stood still for the lease time, and a proof that nothing there
-    writes any more: a watchdog that had to fire within that time and after which no ping was answered, or the power
-    switch. Without the third the host is UNSAFE, and its VMs are not started elsewhere by themselves.
+
+def silence_ms(desk: Desk, windows: Windows, host: str) -> int:
+    """So long nothing was heard of a host while we could have heard it."""
+    heard = heard_ms(desk.seen.beats.get(host))
+    return desk.now - (windows.awake_ms if heard is None else max(heard, windows.awake_ms))
+
+
+def look(liveness: Liveness, desk: Desk, windows: Windows) -> Liveness:
+    """Judge every other host; ping those that were not heard for long."""
+    views: dict[str, HostView] = {}
+    dead = {host: boot for host, boot in liveness.dead.items() if _counter_still(windows, host, boot, desk)}
+    fenced = {host: boot for host, boot in liveness.fenced.items() if windows.boot_id(host) == boot}
+    for fence, ended in desk.ends(Fence):
+        boot = windows.boot_id(fence.host)
+        if ended.result is Result.OK and boot is not None:
+            fenced[fence.host] = boot
+            desk.tell("fenced", f"{fence.host} was switched off by its fencing device", fence.host)
+        elif ended.result is not Result.OK:
+            desk.tell(
+                "fence-failed", f"{fence.host} could not be switched off: {ended.code} {ended.detail}", fence.host
+            )
+    silent = []
+    for host in desk.seen.cluster.hosts:
+        if host == desk.seen.me:
+            continue
+        silence = silence_ms(desk, windows, host)
+        state, why = _judge(desk, windows, host, silence, host in dead or host in fenced)
+        before = liveness.views.get(host)
+        if before is not None and before.state is state:
+            views[host] = before
+        else:
+            views[host] = HostView(host, state, why, desk.now)
+            _tell(desk, before, views[host])
+        boot = windows.boot_id(host)
+        if state is HostState.DEAD and boot is not None and host not in fenced:
+            dead[host] = boot
+        elif silence < 3 * desk.settings.interval_ms:
+            dead.pop(host, None)  # safety: a new boot that has written nothing yet, or a watchdog that did not work
+        if silence >= desk.settings.failure_ms - _PING_BEFORE_MS:
+            silent.append(host)
+    ping_ms = liveness.ping_ms
+    if silent and desk.due(ping_ms, desk.settings.interval_ms):
+        ping_ms = desk.now
+        desk.ask(Ping(tuple(silent), hosts=True, asked_ms=desk.now))
+    return replace(liveness, views=views, dead=dead, fenced=fenced, ping_ms=ping_ms)
+
+
+def _counter_still(windows: Windows, host: str, boot: str, desk: Desk) -> bool:
+    """A host once proven dead stays so, until another boot of it is seen, or its counter moves against all proof."""
+    window = windows.by_host.get(host)
+    if window is None:
+        return False
+    if window.heartbeat.boot_id == boot and window.moved and window.since_ms == windows.seen_ms:
+        desk.tell("host-came-back", f"{host} was proven dead, and its counter moves: its watchdog did not work", host)
+        return False
+    return window.heartbeat.boot_id == boot
+
+
+def _judge(desk: Desk, windows: Windows, host: str, silence: int, proven: bool) -> tuple[HostState, str]:
+    settings, now = desk.settings, desk.now
+    beats = desk.seen.beats.get(host)
+    still = windows.still_ms(host)
+    seconds = f"no beat for {silence / 1000:.0f} s"
+    if silence < 3 * settings.interval_ms:
+        if heard_ms(beats) is None:
+            return HostState.UNHEARD, "not heard yet"
+        if still >= settings.stop_after_ms:
+            return (
+                HostState.NO_STORAGE,
+                f"it beats, but its heartbeat on the datastore stands since {still / 1000:.0f} s",
+            )
+        if host in desk.seen.cluster.maintenance or _mode(windows, host) is HostMode.MAINTENANCE:
+            return HostState.MAINTENANCE, "in maintenance"
+        return HostState.LIVE, "it beats"
+    if windows.moving(host, now) and _mode(windows, host) is HostMode.ISOLATED:
+        return HostState.ISOLATED, "it says on the datastore that it is isolated"
+    if silence < settings.failure_ms:
+        return HostState.UNHEARD, seconds
+    pinged = beats is not None and beats.ping_answered is not None and now - beats.ping_answered < _PING_FRESH_MS
+    if still < settings.lease_ms:
+        if not windows.moving(host, now):
+            return HostState.UNHEARD, f"{seconds}; its heartbeat on the datastore is not known to stand long enough"
+        if pinged:
+            return HostState.UNHEARD, f"{seconds}, but it answers pings and its heartbeat on the datastore moves"
+        return HostState.CUT_OFF, f"{seconds}, no answer to pings, but its heartbeat on the datastore moves"
+    stands = f"{seconds}, its heartbeat on the datastore stands since {still / 1000:.0f} s"
+    if proven:
+        return HostState.DEAD, stands
+    if pinged:
+        # safety: by now the watchdog should have ended it. Who answers all the same may still write.
+        return HostState.HUNG, f"{stands}, but it answers pings"
+    return _covered(windows.by_host[host].heartbeat, settings.lease_ms, stands)
+
+
+def _covered(heartbeat: Heartbeat, lease_ms: int, stands: str) -> tuple[HostState, str]:
+    """Whether the lease time covers the time in which the host's own guard ends it."""
+    if heartbeat.watchdog_ms <= 0:
+        return HostState.UNSAFE, f"{stands}; it had no watchdog armed, so it may still write"
+    total = heartbeat.stop_after_ms + heartbeat.watchdog_ms + MARGIN_MS
+    if total > lease_ms:
+        return HostState.UNSAFE, (
+            f"{stands}; its guard takes {heartbeat.stop_after_ms} + {heartbeat.watchdog_ms} + {MARGIN_MS} = {total} ms,"
+            f" the lease only {lease_ms} ms"
+        )
+    return HostState.DEAD, f"{stands}; its watchdog has ended it ({total} of {lease_ms} ms)"
+
+
+def _mode(windows: Windows, host: str) -> HostMode | None:
+    window = windows.by_host.get(host)
+    return window.heartbeat.mode if window is not None else None
+
+
+def _tell(desk: Desk, before: HostView | None, view: HostView) -> None:
+    kind = _KINDS.get(view.state)
+    if before is None and view.state is HostState.UNHEARD:
+        return
+    if kind is not None:
+        desk.tell(kind, f"{view.host}: {view.why}", view.host, state=str(view.state))
+    elif before is not None and before.state in _KINDS:
+        desk.tell("host-back", f"{view.host}: {view.why}", view.host)
+
+
+def boots_over(windows: Windows, runners: Iterable[tuple[str, str]], known_ms: int) -> frozenset[tuple[str, str]]:
+    """Those of the (host, boot id) that run something, as was known at ``known_ms``, whose host was booted again since.
+
+    safety: an agent claims owner files only after its boot's first heartbeat was written. So a heartbeat that was read
+    after the owner file and names another boot is of a later one.
     """
-    silent_ms = now_ms - heard_ms(beats, started_ms)
-    still_ms = windows.still_ms(host)
-    heartbeat = windows.heartbeat(host)
-    stands = still_ms >= limits.lease_ms
-    if silent_ms < UNHEARD_INTERVALS * limits.interval_ms:
-        return _heard(heartbeat, still_ms, stands)
-    words = f"no beat for {silent_ms / 1000:.0f} s"
-    if silent_ms < limits.failure_ms:
-        return HostState.UNHEARD, words
-    if heartbeat is None:
-        return HostState.UNSAFE, f"{words}, and it has never written a heartbeat"
-    if fenced:
-        return HostState.DEAD, f"{words}; switched off by its fence device"
-    if not stands:
-        moving = f"{words}, its heartbeat on the datastore "
-        if still_ms <= UNHEARD_INTERVALS * limits.interval_ms:
-            if heartbeat.mode is HostMode.ISOLATED:
-                return HostState.ISOLATED, moving + "says that it is isolated"
-            return HostState.CUT_OFF, moving + "moves"
-        return HostState.UNHEARD, moving + f"stands still for {still_ms / 1000:.0f} s"
-    words += f", heartbeat still for {still_ms / 1000:.0f} s"
-    answered = beats.ping_answered if beats is not None else None
-    if answered is not None and now_ms - answered < PING_SILENT_MS:
-        return HostState.HUNG, f"{words}; its kernel answers pings"
-    if not covered(heartbeat, limits.lease_ms):
-        return HostState.UNSAFE, f"{words}; no watchdog and no fence device prove that it does not write"
-    return HostState.DEAD, f"{words}; its watchdog ended it {heartbeat.watchdog_ms / 1000:.0f} s after its last petting"
+    if windows.asked_ms is None or windows.asked_ms < known_ms:
+        return frozenset()
+    return frozenset((host, boot) for host, boot in runners if windows.boot_id(host) not in (None, boot))
 
 
-def _heard(heartbeat: Heartbeat | None, still_ms: int, stands: bool) -> tuple[HostState, str]:
-    if stands:
-        return HostState.NO_STORAGE, f"it beats, its heartbeat on the datastore is still for {still_ms / 1000:.0f} s"
-    if heartbeat is not None and heartbeat.mode is HostMode.MAINTENANCE:
-        return HostState.MAINTENANCE, "in maintenance"
-    return HostState.LIVE, "it beats"
+def gone(
+    liveness: Liveness, desk: Desk, windows: Windows, host: str, boot_id: str, over: frozenset[tuple[str, str]],
+    *, ordinary: bool = True,
+) -> str | None:  # fmt: skip
+    """Why nothing that this boot of the host ran can write any more; None: it can, or nothing proves that it cannot.
+
+    ``boot_id`` "": whichever. ``over``: see :func:`boots_over`. ``ordinary``: it is no copy of a pair.
+    """
+    if (host, boot_id) in over:
+        return f"{host} was booted again"
+    there = windows.boot_id(host)
+    if there is None or boot_id not in (there, ""):
+        return None
+    if liveness.fenced.get(host) == there:
+        return f"{host} was switched off by its fencing device"
+    if liveness.dead.get(host) == there:
+        return liveness.views[host].why if host in liveness.views else f"{host} is dead"
+    return _stopped_by_itself(liveness, desk, windows, host) if ordinary else None
+
+
+def _stopped_by_itself(liveness: Liveness, desk: Desk, windows: Windows, host: str) -> str | None:
+    """A host without the datastore that says, now, that it has ended its ordinary VMs."""
+    beats = desk.seen.beats.get(host)
+    if liveness.state(host) is not HostState.NO_STORAGE or beats is None or beats.solo_vms != 0:
+        return None
+    if windows.still_ms(host) < desk.settings.lease_ms:
+        return None
+    return f"{host} lost the datastore and says that it has ended its VMs"
+
+
+def broken(state: HostState | None) -> bool:
+    """Not coming back by itself, as far as can be told."""
+    return state in _BROKEN

@@ -1,198 +1,84 @@
-"""The HA machine of one host: ``start`` gives its first state, ``turn`` takes all that is seen to actions. Pure.
+"""The HA machine of one host: ``start(seen)`` gives the first state, ``turn(state, seen)`` each next one. Pure.
 
-Every host beats on the datastore, pets its watchdog and guards its own VMs (``guard``); the primary hosts judge the
-others (``liveness``) and elect a coordinator (``election``); the coordinator restarts (``coordinator``). docs/ha.md has
-the argument why no VM ever runs twice.
+Every host runs the same one. Each turn, in this order: what was read of the others, whether this host is isolated, its
+own heartbeat, watchdog and VMs, what it makes of the others, who coordinates; and, on the coordinator, what is
+restarted. docs/ha.md argues why no VM ever runs twice.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, field
 
-from ftkvm.core.ha import coordinator, election, guard
-from ftkvm.core.ha.liveness import Limits, heard_ms, judge
-from ftkvm.core.ha.model import (
-    Action,
-    ClaimLease,
-    ClaimRoles,
-    Ended,
-    Event,
-    Fence,
-    Heartbeat,
-    HeartbeatsRead,
-    HostMode,
-    HostState,
-    HostView,
-    Lease,
-    Ping,
-    ReadHeartbeats,
-    ReadVms,
-    Result,
-    Role,
-    Roles,
-    Seen,
-    StartVm,
-    Status,
-    StopVm,
-    Turn,
-    Vm,
-    WriteHeartbeat,
-)
-from ftkvm.core.ha.state import State
-from ftkvm.core.ha.windows import GAP_MS
+from ftkvm.core.ha import election as electing
+from ftkvm.core.ha import guard as guarding
+from ftkvm.core.ha import isolation as isolating
+from ftkvm.core.ha import liveness as living
+from ftkvm.core.ha import restart as restarting
+from ftkvm.core.ha import windows as watching
+from ftkvm.core.ha.desk import Desk
+from ftkvm.core.ha.election import Election
+from ftkvm.core.ha.guard import Guard
+from ftkvm.core.ha.isolation import Isolation
+from ftkvm.core.ha.liveness import Liveness
+from ftkvm.core.ha.model import Role, Seen, Status, Turn
+from ftkvm.core.ha.restart import Restarts
+from ftkvm.core.ha.windows import Windows
 
-_LOCAL_READ_MS = 10_000
-_SECONDARY_READ_INTERVALS = 5
+SECONDARY_READS_EVERY = 5
+"""A secondary host reads the others' heartbeats so many times less often than a primary one."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All a machine remembers. A new one knows nothing, and so takes nothing over."""
+
+    windows: Windows
+    guard: Guard
+    isolation: Isolation = field(default_factory=Isolation)
+    liveness: Liveness = field(default_factory=Liveness)
+    election: Election = field(default_factory=Election)
+    restarts: Restarts = field(default_factory=Restarts)
+    status: Status | None = None
 
 
 def start(seen: Seen) -> Turn:
-    """The first turn of an agent's life: nothing is known, nothing is lost yet."""
-    return turn(State(started_ms=seen.now_ms, last_turn_ms=seen.now_ms, good_write_ms=seen.now_ms), seen)
+    """The first turn of an agent's life."""
+    return turn(State(watching.begin(seen.now_ms), guarding.begin(seen.now_ms)), seen)
 
 
 def turn(state: object, seen: Seen) -> Turn:
-    """One turn.
-
-    :raises TypeError: ``state`` is not what an earlier turn gave
-    """
-    if not isinstance(state, State):
-        raise TypeError(f"not a state of this machine: {type(state).__name__}")
-    events: list[Event] = []
-    now = seen.now_ms
-    if now - state.last_turn_ms > GAP_MS:
-        events.append(Event("paused", f"this host stood still for {(now - state.last_turn_ms) / 1000:.1f} s", seen.me))
-        state = replace(state, windows=state.windows.paused(now))
-    state = replace(state, last_turn_ms=now)
-    for each in seen.ended:
-        state = _ended(state, seen, each, events)
-    state = _judge(state, seen, events)
-    actions: list[Action] = []
-    state = _beat(state, seen, actions)
-    state = _read(state, seen, actions)
-    for part in (guard.turn, election.turn, coordinator.turn):
-        state = part(state, seen, actions, events)
-    return Turn(state, tuple(actions), tuple(events), _status(state, seen))
+    """One turn: every interval, and at once when an action ended or a host long unheard is heard."""
+    assert isinstance(state, State)
+    desk = Desk(seen)
+    watches = electing.watches(desk, state.windows)
+    interval = seen.cluster.settings.interval_ms
+    windows = watching.look(state.windows, desk, interval if watches else SECONDARY_READS_EVERY * interval)
+    isolation = isolating.look(state.isolation, desk, windows)
+    guard = guarding.look(state.guard, desk, isolation.isolated)
+    guard = isolating.respond(isolation, guard, desk)
+    liveness = living.look(state.liveness, desk, windows) if watches else _glance(state, desk, windows)
+    election = electing.look(state.election, desk, windows, liveness, guard, isolation)
+    restarts = restarting.look(state.restarts, desk, windows, liveness) if election.acting else Restarts()
+    status = _status(state.status, desk, windows, guard, isolation, liveness, election, restarts)
+    after = State(windows, guard, isolation, liveness, election, restarts, status)
+    return Turn(after, tuple(desk.actions), tuple(desk.events), status)
 
 
-# ------------------------------------------------------------------------------------------------------- what ended
+def _glance(state: State, desk: Desk, windows: Windows) -> Liveness:
+    """A secondary host judges the others only to show it, whenever it has read."""
+    if windows.seen_ms == state.windows.seen_ms and state.liveness.views:
+        return state.liveness
+    return living.look(state.liveness, desk, windows)
 
 
-def _ended(state: State, seen: Seen, end: Ended, events: list[Event]) -> State:
-    action, ok, now = end.action, end.result is Result.OK, seen.now_ms
-    match action:
-        case WriteHeartbeat():
-            good = state.write_asked_ms if ok and state.write_asked_ms is not None else state.good_write_ms
-            return replace(state, write_asked_ms=None, good_write_ms=good, written=state.written or ok)
-        case ReadHeartbeats():
-            return _have_read(state, seen, end)
-        case ReadVms(local=True):
-            found = end.value if ok and isinstance(end.value, tuple) else state.own_vms
-            return replace(state, local_read_ms=None, own_vms=found, own_vms_ms=now if ok else state.own_vms_ms)
-        case ReadVms():
-            if not ok or not isinstance(end.value, tuple):
-                return replace(state, vms_asked_ms=None)
-            vms = tuple(vm for vm in end.value if isinstance(vm, Vm))
-            return replace(state, vms=vms, vms_ms=state.vms_asked_ms, vms_arrived_ms=now, vms_asked_ms=None)
-        case Ping(hosts=True):
-            return replace(state, ping_hosts_ms=None)
-        case Ping():
-            answered = isinstance(end.value, tuple) and bool(end.value)
-            silent = ok and not answered and state.ping_asked_ms is not None
-            return replace(state, ping_asked_ms=None, gateway_silent=silent)
-        case ClaimLease():
-            there = end.value if ok and isinstance(end.value, Lease) else state.lease
-            return replace(state, lease_asked_ms=None, lease=there)
-        case ClaimRoles():
-            now_there = end.value if ok and isinstance(end.value, Roles) else state.roles
-            return replace(state, roles_asked_ms=None, roles=now_there)
-        case StopVm(uuid=uuid):
-            return replace(state, stopping={k: v for k, v in state.stopping.items() if k != uuid})
-        case StartVm():
-            return coordinator.start_ended(state, seen, action, end, events)
-        case Fence(host=host):
-            return coordinator.fence_ended(state, seen, host, ok, events)
-        case _:
-            return state
-
-
-def _have_read(state: State, seen: Seen, end: Ended) -> State:
-    asked, read = state.read_asked_ms, end.value
-    state = replace(state, read_asked_ms=None)
-    if end.result is not Result.OK or not isinstance(read, HeartbeatsRead) or asked is None:
-        return state
-    windows = state.windows.read(read.heartbeats, asked, seen.now_ms)
-    return replace(state, windows=windows, lease=read.lease, roles=read.roles, corrupt=read.corrupt, has_read=True)
-
-
-# -------------------------------------------------------------------------------------------- what is always done
-
-
-def _beat(state: State, seen: Seen, actions: list[Action]) -> State:
-    """The heartbeat: one under way at most, asked for every interval."""
-    settings = seen.cluster.settings
-    due = state.wrote_ms is None or seen.now_ms - state.wrote_ms >= settings.interval_ms * 9 // 10
-    if state.write_asked_ms is not None or not due:
-        return state
-    mode = HostMode.LIVE
-    if state.isolated_ms is not None:
-        mode = HostMode.ISOLATED
-    elif seen.me in seen.cluster.maintenance:
-        mode = HostMode.MAINTENANCE
-    beat = Heartbeat(seen.me, seen.boot_id, state.counter + 1, mode, seen.watchdog_ms, settings.stop_after_ms)
-    actions.append(WriteHeartbeat(beat))
-    return replace(state, counter=state.counter + 1, write_asked_ms=seen.now_ms, wrote_ms=seen.now_ms)
-
-
-def _read(state: State, seen: Seen, actions: list[Action]) -> State:
-    """Others' heartbeats: every interval where they matter, else now and then; oftener when somebody is unheard."""
-    now, interval = seen.now_ms, seen.cluster.settings.interval_ms
-    matters = election.eligible(state, seen) or election.is_mine(state.lease, seen)
-    every = interval * 9 // 10 if matters else _SECONDARY_READ_INTERVALS * interval
-    if matters and any(view.state not in (HostState.LIVE, HostState.MAINTENANCE) for view in state.views.values()):
-        every = interval // 4
-    if state.read_asked_ms is None and (state.windows.arrived_ms is None or now - state.windows.arrived_ms >= every):
-        actions.append(ReadHeartbeats())
-        state = replace(state, read_asked_ms=now)
-    if state.local_read_ms is None and (state.own_vms_ms is None or now - state.own_vms_ms >= _LOCAL_READ_MS):
-        actions.append(ReadVms(local=True))
-        state = replace(state, local_read_ms=now, own_asked_ms=now)
-    return state
-
-
-def _judge(state: State, seen: Seen, events: list[Event]) -> State:
-    """What we make of the others; primary hosts only, the rest have no use for it."""
-    settings, now = seen.cluster.settings, seen.now_ms
-    others = [host for host in seen.cluster.hosts if host != seen.me]
-    last = max((heard_ms(seen.beats.get(host), state.started_ms) for host in others), default=now)
-    state = replace(state, heard_ms=last)
-    if not election.eligible(state, seen):
-        return replace(state, views={}) if state.views else state
-    limits = Limits(settings.interval_ms, settings.failure_ms, settings.lease_ms)
-    views = {}
-    for host in others:
-        heartbeat = state.windows.heartbeat(host)
-        fenced = heartbeat is not None and state.fenced.get(host) == heartbeat.boot_id
-        found, why = judge(host, now, state.started_ms, seen.beats.get(host), state.windows, limits, fenced)
-        if found is HostState.LIVE and host in seen.cluster.maintenance:
-            found, why = HostState.MAINTENANCE, "in maintenance"
-        before = state.views.get(host)
-        if before is not None and before.state is found:
-            views[host] = before if found is HostState.LIVE else replace(before, why=why)
-            continue
-        views[host] = HostView(host, found, why, now)
-        if before is not None:
-            events.append(Event(f"host-{found}", f"{host} is {found}: {why}", host))
-    return replace(state, views=views)
-
-
-def _status(state: State, seen: Seen) -> Status:
-    mine = election.is_mine(state.lease, seen)
-    primaries = state.roles.primaries if state.roles is not None else ()
-    role = Role.COORDINATOR if mine else Role.PRIMARY if seen.me in primaries else Role.SECONDARY
-    return Status(
-        role,
-        state.lease.host if state.lease is not None else None,
-        state.lease.term if state.lease is not None else 0,
-        state.isolated_ms is not None,
-        guard.storage_age_ms(state, seen) < seen.cluster.settings.stop_after_ms,
-        tuple(state.views.values()),
-        state.waiting,
-    )
+def _status(
+    before: Status | None, desk: Desk, windows: Windows, guard: Guard, isolation: Isolation, liveness: Liveness,
+    election: Election, restarts: Restarts,
+) -> Status:  # fmt: skip
+    lease = windows.lease
+    role: Role = electing.role(election, desk, windows)
+    term, coordinator = (lease.term, lease.host) if lease is not None else (0, None)
+    if before is not None and before.hosts and liveness.views and len(before.hosts) == len(liveness.views):
+        same = all(view is liveness.views.get(view.host) for view in before.hosts)
+        hosts = before.hosts if same else tuple(liveness.views.values())
+    else:
+        hosts = tuple(liveness.views.values())
+    return Status(role, coordinator, term, isolation.isolated, guard.ok(desk), hosts, restarts.waiting)

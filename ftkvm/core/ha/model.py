@@ -214,6 +214,7 @@ class Seen:
     local: tuple[LocalVm, ...]
     watchdog_ms: int  # 0: none armed here
     ended: tuple[Ended, ...] = ()
+    capacity: HostCapacity | None = None  # of this host, for placement; None: it takes no VMs
 
 
 # --------------------------------------------------------------------------------------------------------- actions
@@ -228,7 +229,12 @@ class WriteHeartbeat:
 
 @dataclass(frozen=True)
 class ReadHeartbeats:
-    """Read all hosts' heartbeats, the newest lease and roles; value: :class:`HeartbeatsRead`."""
+    """Read all hosts' heartbeats, the newest lease and roles; value: :class:`HeartbeatsRead`.
+
+    ``asked_ms`` here and below: the turn that asked. What was read is no older than that.
+    """
+
+    asked_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -260,6 +266,7 @@ class ReadVms:
     """Read all VMs with their owners; value: tuple of Vm. ``local``: only those that this host owns."""
 
     local: bool = False
+    asked_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -268,6 +275,7 @@ class Ping:
 
     addresses: tuple[str, ...]
     hosts: bool = False
+    asked_ms: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,147 +1,328 @@
-"""Which VMs are started again, where, in which order (HA-02, HA-07, HA-08). Pure."""
+"""Restarting VMs (HA-02, HA-06, HA-08): which, in which order, how often. The coordinator's part. Pure.
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+safety: that no VM runs twice does not rest on what is remembered here. A start names the owner file it saw; the host
+that starts claims the next number, which is created once. A coordinator that is wrong, late or double loses that race.
+"""
 
-from ftkvm.core.ha.model import HaSettings, HostCapacity, OwnerWhy, Priority, StartVm, Vm, Waiting
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-IN_FLIGHT_MOST = 8
-NEXT_PRIORITY_MS = 500
-SETTLED_MS = 60_000
-_RANK = {Priority.HIGH: 0, Priority.MEDIUM: 1, Priority.LOW: 2}
+from ftkvm.core.ha import liveness as living
+from ftkvm.core.ha.desk import PAUSE_MS, Desk
+from ftkvm.core.ha.liveness import Liveness
+from ftkvm.core.ha.lost import Lost, is_wanted, lost
+from ftkvm.core.ha.model import (
+    Ended,
+    Fence,
+    HostCapacity,
+    HostState,
+    Priority,
+    ReadVms,
+    Result,
+    StartVm,
+    Vm,
+    Waiting,
+)
+from ftkvm.core.ha.placing import Room
+from ftkvm.core.ha.windows import Windows
+
+IN_FLIGHT = 8
+NEXT_PRIORITY_MS = 2000
+_SLOT_MS = 30_000
+_START_GIVE_UP_MS = 120_000
+_PLACED_MS = 3000
+_READ_EVERY_MS = 10_000
+_READ_SOON_MS = 2000
+_READ_GIVE_UP_MS = 12_000
+_NO_ROOM_MS = 5000
+_FENCE_AGAIN_MS = 60_000
+_ORDER = {Priority.HIGH: 0, Priority.MEDIUM: 1, Priority.LOW: 2}
+_UNCOUNTED = frozenset({"FTKVM-103", "FTKVM-620", "FTKVM-622"})
+"""Owned by somebody else, or the host was not ready: not the VM's failure."""
 
 
 @dataclass(frozen=True)
 class Try:
-    """What was tried with one VM. ``asked_ms``: when the start under way was asked for, None when none is."""
+    """``attempts``: failures that count. ``fresh_ms``: nothing more until the VM was read again after that."""
 
     attempts: int = 0
     next_ms: int = 0
-    asked_ms: int | None = None
-    action: StartVm | None = None
-    done_owner: int = -1  # the owner number a start that ended was based on: older news is not acted upon
+    fresh_ms: int = -1
     why: str = ""
-    ended_ms: int = 0
-
-
-def wanted(vm: Vm) -> bool:
-    """Whether HA has to do with it: it shall run, and its priority allows it."""
-    return vm.power and vm.priority is not Priority.DISABLED
-
-
-def free(vm: Vm, gone: Callable[[str, str], bool]) -> bool:
-    """Whether nobody runs the VM, as ``gone(host, boot_id)`` tells of owners.
-
-    An FT VM is free when both hosts of its newest epoch are gone; until then its pair looks after itself.
-    """
-    if vm.ft is not None:
-        hosts = {vm.ft.winner} if vm.ft.winner is not None else {vm.ft.primary, vm.ft.secondary}
-        return all(gone(host, "") for host in hosts if host is not None) and (
-            vm.owner.host is None or vm.owner.host in hosts or gone(vm.owner.host, vm.owner.boot_id)
-        )
-    if vm.owner.host is None:
-        return vm.owner.why in (OwnerWhy.RELEASED, OwnerWhy.EVACUATED)
-    return gone(vm.owner.host, vm.owner.boot_id)
-
-
-def ended(before: Try, ok: bool, counts: bool, settings: HaSettings, now_ms: int, why: str) -> Try:
-    """A start came to its end; only failures that say something about the VM or the host count."""
-    done = before.action.owner if before.action is not None else before.done_owner
-    attempts = before.attempts + (1 if counts and not ok else 0)
-    back_off = min(settings.retry_most_ms, settings.retry_first_ms << max(0, attempts - 1))
-    after = replace(before, attempts=attempts, asked_ms=None, action=None, why=why, ended_ms=now_ms)
-    if ok:
-        return replace(after, next_ms=now_ms, done_owner=done)
-    return replace(after, next_ms=now_ms + (back_off if counts else settings.retry_first_ms))
+    failed_on: tuple[str, ...] = ()
+    given_up: bool = False
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a look at the VMs came to."""
+class Placed:
+    """A start that was asked for; ``ended_ms`` None: under way."""
 
-    starts: tuple[StartVm, ...]
-    tries: Mapping[str, Try]
-    waiting: tuple[Waiting, ...]
+    action: StartVm
+    vm: Vm
+    asked_ms: int
+    ended_ms: int | None = None
 
 
-def plan(
-    vms: Iterable[Vm],
-    tries: Mapping[str, Try],
-    hosts: Mapping[str, HostCapacity],
-    failover_host: str | None,
-    settings: HaSettings,
-    now_ms: int,
-) -> Plan:
-    """Starts for VMs that are free and wanted.
+@dataclass(frozen=True)
+class Restarts:
+    """What the coordinator remembers; a new one begins with nothing and finds all it needs on the datastore."""
 
-    :param hosts: that could take a VM now, with what they have left
-    """
-    left = dict(hosts)
-    new = dict(tries)
-    starts: list[StartVm] = []
-    waiting: list[Waiting] = []
-    flying = [each for each in tries.values() if each.asked_ms is not None]
-    for each in flying:
-        if each.action is not None:
-            _take(left, each.action.host, 0, 0)
-    young = [each for each in flying if each.asked_ms is not None and now_ms - each.asked_ms < NEXT_PRIORITY_MS]
-    ranks = {vm.uuid: _RANK[vm.priority] for vm in vms}
-    bar = min((ranks[each.action.uuid] for each in young if each.action and each.action.uuid in ranks), default=3)
-    for vm in sorted(vms, key=lambda each: (_RANK[each.priority], each.name)):
-        tried = new.get(vm.uuid, Try())
-        if tried.asked_ms is not None or vm.owner.number <= tried.done_owner:
+    vms: tuple[Vm, ...] = ()
+    asked_ms: int | None = None
+    seen_ms: int = 0
+    under_way_ms: int | None = None
+    last_ask_ms: int | None = None
+    lost: tuple[Lost, ...] = ()
+    lost_key: object = None
+    over: frozenset[tuple[str, str]] = frozenset()  # (host, boot id) that are over for ever
+    tries: Mapping[str, Try] = field(default_factory=dict)
+    placed: Mapping[str, Placed] = field(default_factory=dict)
+    fences: Mapping[str, int] = field(default_factory=dict)
+    waiting: tuple[Waiting, ...] = ()
+
+
+def look(restarts: Restarts, desk: Desk, windows: Windows, liveness: Liveness) -> Restarts:
+    """One turn of the acting coordinator."""
+    restarts = _ends(restarts, desk)
+    restarts = _find_lost(restarts, desk, windows, liveness)
+    restarts = _read(restarts, desk, liveness)
+    if not desk.settings.enabled:
+        return replace(restarts, waiting=())
+    restarts = _fence(restarts, desk, liveness)
+    return _start(restarts, desk, liveness)
+
+
+# ----------------------------------------------------------------------------------------------------------- ends
+
+
+def _ends(restarts: Restarts, desk: Desk) -> Restarts:
+    for action, ended in desk.ends(ReadVms):
+        if action.local:
             continue
-        if ranks[vm.uuid] > bar:
-            waiting.append(Waiting(vm.uuid, vm.name, tried.attempts, now_ms, "VMs of higher priority are first"))
-            continue
-        if tried.attempts >= settings.max_attempts:
-            why = f"given up after {tried.attempts} attempts: {tried.why}"
-            waiting.append(Waiting(vm.uuid, vm.name, tried.attempts, 0, why))
-            continue
-        host = _place(vm, left, failover_host) if now_ms >= tried.next_ms else None
-        if host is None or len(flying) + len(starts) >= IN_FLIGHT_MOST:
-            why = (
-                tried.why if now_ms < tried.next_ms else _why_nowhere(vm, left) if host is None else "others are first"
-            )
-            waiting.append(Waiting(vm.uuid, vm.name, tried.attempts, max(now_ms, tried.next_ms), why))
-            continue
-        _take(left, host, vm.memory_mb, vm.cpu_mhz)
-        cold = vm.ft if vm.ft is not None and vm.ft.winner is None else None
-        start = StartVm(
-            vm.uuid, vm.name, host, vm.owner.number, tried.attempts + 1,
-            cold.epoch if cold else None, cold.primary if cold else None,
-        )  # fmt: skip
-        starts.append(start)
-        bar = min(bar, ranks[vm.uuid])
-        new[vm.uuid] = replace(tried, asked_ms=now_ms, action=start)
-    return Plan(tuple(starts), new, tuple(waiting))
+        if action.asked_ms == restarts.under_way_ms:
+            restarts = replace(restarts, under_way_ms=None)
+        newer = restarts.asked_ms is None or action.asked_ms > restarts.asked_ms
+        if newer and ended.result is Result.OK and isinstance(ended.value, tuple):
+            restarts = replace(restarts, vms=ended.value, asked_ms=action.asked_ms, seen_ms=desk.now)
+    for start, ended in desk.ends(StartVm):
+        placed = restarts.placed.get(start.uuid)
+        if placed is not None and placed.action == start and placed.ended_ms is None:
+            restarts = _start_ended(restarts, desk, placed, ended)
+    keep = {}
+    for uuid, placed in restarts.placed.items():
+        if placed.ended_ms is None and desk.now - placed.asked_ms > _START_GIVE_UP_MS:
+            restarts = _start_ended(restarts, desk, placed, Ended(placed.action, Result.UNKNOWN, detail="no answer"))
+        elif placed.ended_ms is None or desk.now - placed.ended_ms <= _PLACED_MS:
+            keep[uuid] = restarts.placed[uuid]
+    return restarts if len(keep) == len(restarts.placed) else replace(restarts, placed=keep)
 
 
-def _place(vm: Vm, left: Mapping[str, HostCapacity], failover_host: str | None) -> str | None:
-    """The host with the most left; the failover host first: that is what it is kept for (HA-11)."""
-    fitting = [name for name, capacity in left.items() if _fits(vm, capacity)]
-    if failover_host in fitting:
-        return failover_host
-    return min(fitting, key=lambda name: (-left[name].memory_mb, -left[name].cpu_mhz, name), default=None)
+def _start_ended(restarts: Restarts, desk: Desk, placed: Placed, ended: Ended) -> Restarts:
+    """Whatever came of it, the VM is read again before anything else is done about it."""
+    start, settings = placed.action, desk.settings
+    before = restarts.tries.get(start.uuid, Try())
+    said = " ".join(filter(None, (ended.code, ended.detail)))
+    after = replace(before, fresh_ms=desk.now)
+    if ended.result is Result.OK:
+        desk.tell("vm-restarted", f"{start.name} was restarted on {start.host}", start.host, start.uuid)
+    elif ended.result is Result.UNKNOWN:
+        after = replace(after, why=f"it is not known whether its start on {start.host} worked: {said}")
+        desk.tell("restart-unknown", f"{start.name}: {after.why}", start.host, start.uuid, code=ended.code)
+    elif ended.code in _UNCOUNTED:
+        pause = 0 if ended.code == "FTKVM-103" else settings.retry_first_ms
+        after = replace(after, next_ms=desk.now + pause, why=said, failed_on=(start.host,))
+    else:
+        after = _failed(after, desk, start, said)
+    gone = {**restarts.placed, start.uuid: replace(placed, ended_ms=desk.now)}
+    if ended.result is not Result.OK:
+        del gone[start.uuid]
+    return replace(restarts, tries={**restarts.tries, start.uuid: after}, placed=gone)
 
 
-def _fits(vm: Vm, capacity: HostCapacity) -> bool:
-    enough = capacity.memory_mb >= vm.memory_mb and capacity.cpu_mhz >= vm.cpu_mhz
-    return capacity.compatible and enough and vm.bridges <= capacity.bridges | frozenset()
+def _failed(before: Try, desk: Desk, start: StartVm, said: str) -> Try:
+    """A failed attempt: try again after a pause that doubles, elsewhere if possible, so many times."""
+    settings = desk.settings
+    attempts = before.attempts + 1
+    pause = min(settings.retry_most_ms, settings.retry_first_ms * 2 ** (attempts - 1))
+    after = replace(before, attempts=attempts, next_ms=desk.now + pause, why=said,
+                    failed_on=(*before.failed_on, start.host)[-3:])  # fmt: skip
+    desk.tell("restart-failed", f"{start.name}: attempt {attempts} on {start.host} failed: {said}", start.host,
+              start.uuid, attempt=attempts)  # fmt: skip
+    if attempts < settings.max_attempts:
+        return after
+    desk.tell("restart-given-up", f"{start.name}: {attempts} attempts failed; start it by hand", "", start.uuid)
+    return replace(after, given_up=True, why=f"given up after {attempts} attempts: {said}")
 
 
-def _why_nowhere(vm: Vm, left: Mapping[str, HostCapacity]) -> str:
-    if not left:
-        return "no host can take VMs now"
-    most = max(left.values(), key=lambda each: each.memory_mb)
-    if not any(vm.bridges <= each.bridges for each in left.values()):
-        return f"no host has the bridges {', '.join(sorted(vm.bridges))}"
-    return (
-        f"no host has {vm.memory_mb} MB and {vm.cpu_mhz} MHz unreserved (most: {most.memory_mb} MB, {most.cpu_mhz} MHz)"
+# ------------------------------------------------------------------------------------------------- what is lost
+
+
+def _find_lost(restarts: Restarts, desk: Desk, windows: Windows, liveness: Liveness) -> Restarts:
+    """The VMs that are wanted and run nowhere, or perhaps nowhere. Looked through only when something has changed."""
+    states = {host: view.state for host, view in liveness.views.items()}
+    boots = {host: window.heartbeat.boot_id for host, window in windows.by_host.items()}
+    said = tuple(
+        (host, beats.solo_vms, windows.still_ms(host) >= desk.settings.lease_ms)
+        for host, beats in desk.seen.beats.items()
+        if states.get(host) is HostState.NO_STORAGE
     )
+    # A boot counts as over only by a heartbeat read after the VMs: one more look when that has come.
+    after = windows.asked_ms is not None and windows.asked_ms >= restarts.seen_ms
+    key = (restarts.asked_ms, states, boots, said, dict(liveness.dead), dict(liveness.fenced), after,
+           desk.seen.boot_id, desk.settings.host_monitoring)  # fmt: skip
+    timed = any(each.after_ms is not None for each in restarts.lost)
+    if key == restarts.lost_key and not timed:
+        return restarts
+    runners = {(vm.owner.host, vm.owner.boot_id) for vm in restarts.vms if vm.owner.host is not None}
+    over = (restarts.over & runners) | living.boots_over(windows, runners, restarts.seen_ms)
+    since = {each.vm.uuid: each.since_ms for each in restarts.lost}
+    found = lost(restarts.vms, desk, windows, liveness, over, since)
+    return replace(restarts, lost=found, lost_key=key, over=over, tries=_live_tries(restarts, desk, windows, liveness))
 
 
-def _take(left: dict[str, HostCapacity], host: str, memory_mb: int, cpu_mhz: int) -> None:
-    there = left.get(host)
-    if there is not None:
-        left[host] = replace(there, memory_mb=there.memory_mb - memory_mb, cpu_mhz=there.cpu_mhz - cpu_mhz)
+def _live_tries(restarts: Restarts, desk: Desk, windows: Windows, liveness: Liveness) -> Mapping[str, Try]:
+    """What was tried counts until the VM runs on a living host, or is not wanted any more."""
+    if not restarts.tries or restarts.asked_ms is None:
+        return restarts.tries
+    vms = {vm.uuid: vm for vm in restarts.vms}
+    return {
+        uuid: each for uuid, each in restarts.tries.items()
+        if uuid in restarts.placed or each.fresh_ms >= restarts.asked_ms
+        or not _settled(vms.get(uuid), desk, windows, liveness)
+    }  # fmt: skip
+
+
+def _settled(vm: Vm | None, desk: Desk, windows: Windows, liveness: Liveness) -> bool:
+    if vm is None or not is_wanted(vm):
+        return True
+    host = vm.owner.host
+    if host is None or windows.boot_id(host) != vm.owner.boot_id:
+        return False
+    return host == desk.seen.me or liveness.state(host) in (HostState.LIVE, HostState.MAINTENANCE)
+
+
+def _read(restarts: Restarts, desk: Desk, liveness: Liveness) -> Restarts:
+    """Read the VMs: soon while a host may be lost or anything waits, else now and then."""
+    if restarts.under_way_ms is not None and desk.now - restarts.under_way_ms < _READ_GIVE_UP_MS:
+        return restarts
+    asked = restarts.asked_ms if restarts.asked_ms is not None else -1
+    stale = any(each.fresh_ms >= asked for each in restarts.tries.values())
+    lately_ms = desk.now - 4 * desk.settings.failure_ms
+    troubled = any(
+        view.state not in (HostState.LIVE, HostState.MAINTENANCE) and view.since_ms > lately_ms
+        for view in liveness.views.values()
+    )
+    ready = any(each.proof for each in restarts.lost)
+    every = _READ_SOON_MS if troubled or ready else _READ_EVERY_MS
+    soon = stale and desk.due(restarts.last_ask_ms, desk.settings.interval_ms)
+    if not soon and not desk.due(restarts.last_ask_ms, every):
+        return restarts
+    desk.ask(ReadVms(asked_ms=desk.now))
+    return replace(restarts, under_way_ms=desk.now, last_ask_ms=desk.now)
+
+
+def _fence(restarts: Restarts, desk: Desk, liveness: Liveness) -> Restarts:
+    """Switch hosts off that may still write, where that can be done, and where it brings a VM back."""
+    if not desk.settings.host_monitoring:
+        return restarts
+    hosts = {host for each in restarts.lost if not each.proof for host in each.hosts}
+    for host in sorted(hosts & desk.seen.cluster.fenceable):
+        if liveness.state(host) not in (HostState.UNSAFE, HostState.HUNG):
+            continue
+        asked = restarts.fences.get(host)
+        if asked is None or desk.now - asked >= _FENCE_AGAIN_MS:
+            desk.tell("fencing", f"{host} is switched off: {liveness.views[host].why}", host)
+            desk.ask(Fence(host))
+            restarts = replace(restarts, fences={**restarts.fences, host: desk.now})
+    return restarts
+
+
+# -------------------------------------------------------------------------------------------------------- starts
+
+
+def _start(restarts: Restarts, desk: Desk, liveness: Liveness) -> Restarts:
+    if not restarts.lost:
+        return restarts if not restarts.waiting else replace(restarts, waiting=())
+    room = _room(restarts, desk, liveness)
+    placed, tries = dict(restarts.placed), dict(restarts.tries)
+    waiting: list[Waiting] = []
+    flying = sum(1 for each in placed.values() if each.ended_ms is None and desk.now - each.asked_ms < _SLOT_MS)
+    blocked_by: int | None = None  # the priority that must be issued, and ended or old enough, before lower ones
+    for start in placed.values():
+        if start.ended_ms is None and desk.now - start.asked_ms < NEXT_PRIORITY_MS:
+            rank = _ORDER[start.vm.priority]
+            blocked_by = rank if blocked_by is None else min(blocked_by, rank)
+    for each in sorted(restarts.lost, key=lambda one: (_ORDER[one.vm.priority], one.vm.name, one.vm.uuid)):
+        vm, rank = each.vm, _ORDER[each.vm.priority]
+        if vm.uuid in placed and placed[vm.uuid].ended_ms is None:
+            continue
+        attempt = tries.get(vm.uuid, Try())
+        why = _not_now(each, attempt, desk, restarts)
+        if why is None and (flying >= IN_FLIGHT or (blocked_by is not None and blocked_by < rank)):
+            why = "others are started first"
+            blocked_by = rank if blocked_by is None else min(blocked_by, rank)
+        if why is None:
+            host = room.place(vm, attempt.failed_on)
+            if host is not None:
+                placed[vm.uuid] = Placed(_issue(desk, each, host, attempt), vm, desk.now)
+                room.give(host, vm.cpu_mhz, vm.memory_mb)
+                flying += 1
+                blocked_by = rank if blocked_by is None else min(blocked_by, rank)
+                continue
+            why = f"no host has room: {room.why_nowhere(vm)}"
+            if not attempt.why.startswith("no host has room"):
+                desk.tell("restart-waits", f"{vm.name}: {why}", "", vm.uuid)
+            attempt = replace(attempt, next_ms=desk.now + _NO_ROOM_MS, why=why)
+            tries[vm.uuid] = attempt
+        waiting.append(Waiting(vm.uuid, vm.name, attempt.attempts, max(desk.now, attempt.next_ms), why))
+    return replace(restarts, placed=placed, tries=tries, waiting=tuple(waiting))
+
+
+def _not_now(each: Lost, attempt: Try, desk: Desk, restarts: Restarts) -> str | None:
+    """Why the VM is not to be started at this turn."""
+    if not each.proof:
+        return each.why_not
+    if attempt.given_up:
+        return attempt.why
+    if attempt.fresh_ms >= (restarts.asked_ms if restarts.asked_ms is not None else -1):
+        return attempt.why or "it is looked at again"
+    return attempt.why or "it waits for its next attempt" if desk.now < attempt.next_ms else None
+
+
+def _issue(desk: Desk, each: Lost, host: str, attempt: Try) -> StartVm:
+    vm = each.vm
+    cold_epoch = cold_winner = None
+    if vm.ft is not None and vm.ft.winner is None:
+        cold_epoch, cold_winner = vm.ft.epoch, vm.ft.primary
+    action = StartVm(vm.uuid, vm.name, host, vm.owner.number, attempt.attempts + 1, cold_epoch, cold_winner)
+    desk.ask(action)
+    desk.tell("restart", f"{vm.name} is restarted on {host}: {each.proof}", host, vm.uuid, priority=str(vm.priority),
+              attempt=attempt.attempts + 1)  # fmt: skip
+    return action
+
+
+def _room(restarts: Restarts, desk: Desk, liveness: Liveness) -> Room:
+    """Hosts that beat, read and write, and are not in maintenance; this one too."""
+    capacities: dict[str, HostCapacity] = {}
+    cluster = desk.seen.cluster
+    for host in cluster.hosts:
+        if host in cluster.maintenance:
+            continue
+        if host == desk.seen.me:
+            own = desk.seen.capacity
+            if own is not None:
+                capacities[host] = own
+        elif liveness.state(host) is HostState.LIVE:
+            beats = desk.seen.beats.get(host)
+            if beats is not None and beats.capacity is not None and _heard_lately(desk, host):
+                capacities[host] = beats.capacity
+    room = Room(capacities, cluster.failover_host)
+    for placed in restarts.placed.values():
+        if placed.action.host in capacities:
+            room.give(placed.action.host, placed.vm.cpu_mhz, placed.vm.memory_mb)
+    return room
+
+
+def _heard_lately(desk: Desk, host: str) -> bool:
+    beats = desk.seen.beats[host]
+    return desk.now - max(beats.networks.values()) <= PAUSE_MS

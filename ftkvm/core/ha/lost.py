@@ -1,0 +1,121 @@
+"""Which VMs are wanted and run nowhere, and what proves it. Pure."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ftkvm.core.ha import liveness as living
+from ftkvm.core.ha.desk import Desk
+from ftkvm.core.ha.liveness import Liveness
+from ftkvm.core.ha.model import OwnerWhy, Priority, Vm
+from ftkvm.core.ha.windows import Windows
+
+_Gone = Callable[..., str | None]
+FREE_AFTER_MS = 30_000
+"""A VM that is wanted and was stopped cleanly is on its way up by somebody's hand; after that it is ours."""
+PAIR_DECIDES_MS = 60_000
+"""So long a pair's secondary is given to go live by itself when its primary is gone."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """``proof``: why it can be started, empty while it cannot; then ``why_not`` says why. ``hosts``: who may run it.
+
+    ``after_ms``: it will be proven by the mere passing of time.
+    """
+
+    vm: Vm
+    proof: str
+    why_not: str
+    hosts: tuple[str, ...] = ()
+    since_ms: int = 0
+    after_ms: int | None = None
+
+
+def is_wanted(vm: Vm) -> bool:
+    """Whether HA is to see that it runs."""
+    return vm.power and vm.priority is not Priority.DISABLED
+
+
+def lost(
+    vms: tuple[Vm, ...], desk: Desk, windows: Windows, liveness: Liveness, over: frozenset[tuple[str, str]],
+    since: Mapping[str, int],
+) -> tuple[Lost, ...]:  # fmt: skip
+    """All wanted VMs that somebody must look after. ``since``: since when they were, of those that were before."""
+    verdicts: dict[tuple[str, str, bool], str | None] = {}
+
+    def gone(host: str, boot_id: str, ordinary: bool = True) -> str | None:
+        key = (host, boot_id, ordinary)
+        if key not in verdicts:
+            verdicts[key] = living.gone(liveness, desk, windows, host, boot_id, over, ordinary=ordinary)
+        return verdicts[key]
+
+    troubled = {host for host, view in liveness.views.items() if living.broken(view.state)}
+    found = []
+    for vm in vms:
+        if not is_wanted(vm):
+            continue
+        first = since.get(vm.uuid, desk.now)
+        one = (
+            _pair(vm, desk, gone, troubled, first) if vm.ft is not None else _ordinary(vm, desk, gone, troubled, first)
+        )
+        if one is not None:
+            found.append(one)
+    return tuple(found)
+
+
+def _ordinary(vm: Vm, desk: Desk, gone: _Gone, troubled: set[str], first: int) -> Lost | None:
+    owner = vm.owner
+    if owner.host is None:
+        return _released(vm, desk, first)
+    proof = gone(owner.host, owner.boot_id)
+    if proof is None:
+        return _unproven(vm, (owner.host,), desk, troubled, first)
+    return _proven(vm, proof, (owner.host,), desk, first)
+
+
+def _released(vm: Vm, desk: Desk, first: int) -> Lost:
+    if vm.owner.why in (OwnerWhy.RELEASED, OwnerWhy.EVACUATED):
+        return Lost(vm, f"its owner file says it was {vm.owner.why}", "", since_ms=first)
+    if desk.now - first >= FREE_AFTER_MS:
+        return Lost(vm, "it is wanted and nobody runs it", "", since_ms=first)
+    return Lost(vm, "", "it is wanted and nobody runs it; perhaps somebody is starting it", (), first,
+                first + FREE_AFTER_MS)  # fmt: skip
+
+
+def _pair(vm: Vm, desk: Desk, gone: _Gone, troubled: set[str], first: int) -> Lost | None:
+    """A VM with FT: its pair looks after itself, as long as one of its copies can go live.
+
+    safety: an undecided epoch is won for its primary's images before they are started. That needs the primary's copy to
+    be gone for certain; the secondary's copy needs no proof, for it finds the winner file and ends itself.
+    """
+    ft, owner = vm.ft, vm.owner
+    assert ft is not None
+    if ft.winner is not None:
+        if owner.host is None:
+            return _released(vm, desk, first)
+        host = ft.winner if owner.host != ft.winner else owner.host
+        proof = gone(host, owner.boot_id if owner.host == host else "")
+        if proof is None:
+            return _unproven(vm, (host,), desk, troubled, first)
+        return _proven(vm, proof, (host,), desk, first)
+    proof = gone(ft.primary, owner.boot_id if owner.host == ft.primary else "", ordinary=False)
+    hosts = (ft.primary, ft.secondary)
+    if proof is None:
+        return _unproven(vm, hosts, desk, troubled, first)
+    if gone(ft.secondary, "", ordinary=False) is not None or desk.now - first >= PAIR_DECIDES_MS:
+        return _proven(vm, f"both copies are gone: {proof}", hosts, desk, first)
+    return Lost(vm, "", f"its secondary on {ft.secondary} may go live", hosts, first, first + PAIR_DECIDES_MS)
+
+
+def _proven(vm: Vm, proof: str, hosts: tuple[str, ...], desk: Desk, first: int) -> Lost:
+    if not desk.settings.host_monitoring:
+        return Lost(vm, "", "host monitoring is off", (), first)
+    return Lost(vm, proof, "", hosts, first)
+
+
+def _unproven(vm: Vm, hosts: tuple[str, ...], desk: Desk, troubled: set[str], first: int) -> Lost | None:
+    """Nothing to do, or a host that is broken without proof that its VMs have ended."""
+    bad = [host for host in hosts if host in troubled]
+    if not bad:
+        return None
+    return Lost(vm, "", f"{', '.join(bad)} may still run it: no watchdog or fence proves otherwise", hosts, first)
