@@ -97,7 +97,7 @@ class Agent:
         ended, self.ended = tuple(self.ended), []
         seen = m.Seen(
             self.host.now(), self.host.name, self.host.boot_id, self.world.cluster(), dict(self.beats), self.local(),
-            self.watchdog_ms, ended,
+            self.watchdog_ms, ended, self.capacity(),
         )  # fmt: skip
         turn = self.world.machine(self.state, seen)
         self.state, self.status = turn.state, turn.status

@@ -100,10 +100,10 @@ class World:
 
         def arrive() -> None:
             for other, agent in self.agents.items():
-                if not agent.alive or not agent.host.runs or agent.boot != agent.host.boot:
+                if other == name or not agent.alive or not agent.host.runs or agent.boot != agent.host.boot:
                     continue
                 for network in self.shape.networks:
-                    if other == name or self.connected(name, other, network):
+                    if self.connected(name, other, network):
                         agent.heard(name, network, capacity, solo)
 
         self.clock.after(1, 8, arrive)
