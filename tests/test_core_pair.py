@@ -231,6 +231,16 @@ RULES: list[tuple[str, Observation, str]] = [
         replace(PRIMARY, qemu=QemuState.HUNG, checkpoint_age_ms=9999),
         "Nothing own-qemu-hung",
     ),
+    (
+        "copy of the next epoch does not answer while it is made, the last epoch was lost",
+        replace(SECONDARY, qemu=QemuState.HUNG, qemu_epoch=8, winner=Winner("a", Reason.PEER_SILENT)),
+        "Nothing own-qemu-hung",
+    ),
+    (
+        "copy of the lost epoch does not answer",
+        replace(SECONDARY, qemu=QemuState.HUNG, winner=Winner("a", Reason.PEER_SILENT)),
+        "DestroyOwn lost",
+    ),
     ("no record read yet", replace(PRIMARY, record=None, record_known=False), "Nothing datastore-silent"),
     ("new VM", replace(PRIMARY, record=None, qemu=QemuState.PLAIN), "ReProtect starting"),
 ]

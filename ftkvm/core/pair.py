@@ -106,9 +106,13 @@ def _re_protect(obs: Observation, reason: Reason) -> Decision:
 
 def _out_of_place(obs: Observation, record: PairRecord) -> Decision | None:
     """A QEMU that the record gives no place: of another epoch, with another role, on another host."""
+    newer = obs.qemu_epoch is not None and obs.qemu_epoch > record.epoch
+    if newer and obs.qemu is QemuState.HUNG:
+        # A copy being made, on a busy host: what was decided about an epoch before it does not end it.
+        return _nothing(Reason.OWN_QEMU_HUNG)
     if obs.qemu not in IN_COLO:
         return None
-    if obs.qemu_epoch is not None and obs.qemu_epoch > record.epoch:
+    if newer:
         return _newer_than_record(obs)
     if obs.role is Role.PRIMARY:
         # The primary's own agent writes the record that names it while the domain runs: it is never an older one.
