@@ -260,3 +260,22 @@ def test_reachable_loser_is_told_before_going_live_a_silent_one_after() -> None:
 
 def test_every_reason_has_a_meaning() -> None:
     assert set(MEANINGS) == set(Reason)
+
+
+def test_a_copy_that_waits_for_a_lost_primary_ends() -> None:
+    """The journal of a protect whose host was lost may stand for ever; a copy that was recorded is another matter."""
+    waiting = Observation(
+        now_ms=100_000,
+        me="b",
+        boot_id="boot",
+        record=PairRecord(7, "a", "b"),
+        qemu=QemuState.SECONDARY_LOADING,
+        qemu_epoch=8,
+        peer=PeerEvidence(Verdict.SILENT, TIMES.checkpoint_timeout_ms),
+        operation=Operation("protect", OperationPhase.PREPARING),
+    )
+    assert decide(waiting, TIMES).reason is Reason.ABANDONED
+    assert decide(replace(waiting, record=None), TIMES).reason is Reason.ABANDONED
+    assert decide(replace(waiting, qemu_epoch=7), TIMES).reason is not Reason.ABANDONED
+    short = PeerEvidence(Verdict.SILENT, TIMES.checkpoint_timeout_ms - 1)
+    assert decide(replace(waiting, peer=short), TIMES).reason is Reason.OPERATION_RUNNING

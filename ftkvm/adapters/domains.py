@@ -1,7 +1,8 @@
 """What FT does to domains through libvirt: freeze disks, merge them back, add monitors; bounded like the rest."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -59,28 +60,55 @@ class Domains:
         )
         self._libvirt.snapshot(uuid, f"<domainsnapshot><disks>{disks}</disks></domainsnapshot>", flags)
 
-    def commit_top(self, uuid: str, target: str, base: str, timeout_s: float = COMMIT_TIMEOUT_S) -> None:
-        """Commit everything above ``base`` into it and make it the disk's image again, while the guest runs.
+    def is_running(self, uuid: str) -> bool:
+        """Whether the guest's CPUs run."""
+        state = self._libvirt.call("state", lambda c: c.lookupByUUIDString(uuid).state(), 5.0)[0]
+        return bool(state == libvirt.VIR_DOMAIN_RUNNING)
 
-        A commit that an earlier agent began is taken up where it is.
+    def suspend(self, uuid: str) -> None:
+        """Stop the guest's CPUs."""
+        self._libvirt.call("suspend", lambda c: c.lookupByUUIDString(uuid).suspend(), 10.0)
+
+    def resume(self, uuid: str) -> None:
+        """Let the guest's CPUs run."""
+        self._libvirt.resume(uuid)
+
+    @contextmanager
+    def committed(
+        self, uuid: str, target: str, base: str, timeout_s: float = COMMIT_TIMEOUT_S
+    ) -> Iterator[Callable[[], None]]:
+        """Commit everything above ``base`` into it while the guest runs; inside, both hold nearly the same.
+
+        What is given inside makes ``base`` the disk's image; afterwards both hold the same, if the guest stands still
+        then. A commit that an earlier agent began is taken up where it is.
 
         :raises FtkvmError: FTKVM-516 it failed or took too long
         """
         flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
+        deadline = time.monotonic() + timeout_s
         if self._job(uuid, target) is None:
             self._libvirt.call(
                 "block commit", lambda c: c.lookupByUUIDString(uuid).blockCommit(target, base, None, 0, flags), 20.0
             )
-        deadline = time.monotonic() + timeout_s
-        while True:
-            job = self._job(uuid, target)
-            if job is None:
-                raise FtkvmError("FTKVM-516", disk=target, detail="the commit ended before it was complete")
-            if job["end"] > 0 and job["cur"] == job["end"] and self._pivot(uuid, target):
-                return
-            if time.monotonic() > deadline:
-                raise FtkvmError("FTKVM-516", disk=target, detail=f"not done within {timeout_s:g} s")
-            time.sleep(0.05)
+        while not self._is_ready(uuid, target):
+            self._wait(target, deadline)
+
+        def pivot() -> None:
+            while not self._pivot(uuid, target):
+                self._wait(target, deadline)
+
+        yield pivot
+
+    def _is_ready(self, uuid: str, target: str) -> bool:
+        job = self._job(uuid, target)
+        if job is None:
+            raise FtkvmError("FTKVM-516", disk=target, detail="the commit ended before it was complete")
+        return job["end"] > 0 and job["cur"] == job["end"]
+
+    def _wait(self, target: str, deadline: float) -> None:
+        if time.monotonic() > deadline:
+            raise FtkvmError("FTKVM-516", disk=target, detail="not done in time")
+        time.sleep(0.05)
 
     def _job(self, uuid: str, target: str) -> dict[str, int] | None:
         info = self._libvirt.call("block job", lambda c: c.lookupByUUIDString(uuid).blockJobInfo(target, 0), 5.0)

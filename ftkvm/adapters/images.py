@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.core.chain import parse_overlay
+from ftkvm.core.chain import Side, parse_overlay
+from ftkvm.core.newest import scratch
 from ftkvm.core.suitability import ImageFacts
 
 QEMU_IMG_TIMEOUT_S = 20.0
@@ -67,6 +68,47 @@ def overlays_on(path: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def is_overlay(path: str) -> bool:
+    """Whether ``path`` is there and is a qcow2 image of ours: of a scratch disk, or one that names its backing file.
+
+    One that was only just being created when its host died (empty, or without a backing file yet) is not: nobody has
+    written to it.
+
+    :raises FtkvmError: FTKVM-331, it is there and cannot be read
+    """
+    known = parse_overlay(path)
+    if known is None or not Path(path).exists() or Path(path).stat().st_size == 0:
+        return False
+    image = json.loads(_qemu_img("info", "--force-share", "--output=json", path))
+    is_scratch = known.side in (Side.HIDDEN, Side.ACTIVE)
+    return image["format"] == "qcow2" and (is_scratch or "full-backing-filename" in image)
+
+
+def fold(top: str) -> None:
+    """Commit an overlay into the image below it, and delete it. Nobody may have them open; may be run again.
+
+    :raises FtkvmError: FTKVM-331
+    """
+    commit(top, chain(top)[1].path)
+    remove(top)
+
+
+def settle(image: str, hidden: str, active: str) -> None:
+    """Write a secondary's scratch disks into its image: what QEMU does after a failover. May be cut off and run again.
+
+    The scratch disks get their backing files by name first; QEMU had given them by node. The stack's content stays the
+    same however much of it is committed, so that cutting it off changes nothing. *active* is deleted first: without it
+    there is nothing to settle.
+
+    :raises FtkvmError: FTKVM-331
+    """
+    _qemu_img("rebase", "-u", "-b", image, "-F", "qcow2", hidden)
+    _qemu_img("rebase", "-u", "-b", hidden, "-F", "qcow2", active)
+    commit(active, image)
+    remove(active)
+    remove(hidden)
+
+
 def create_overlay(path: str, backing: str, backing_format: str) -> None:
     """An empty qcow2 over ``backing``; cost does not depend on the size. Replaces what an interrupted run left."""
     remove(path)
@@ -87,6 +129,15 @@ def commit(top: str, base: str) -> None:
 def remove(path: str) -> None:
     """Delete an image; one that is not there is fine."""
     Path(path).unlink(missing_ok=True)
+
+
+def remove_copy(path: str) -> None:
+    """Delete one copy's overlay of a disk, with the scratch disks that lie beside it if it is a secondary's."""
+    remove(path)
+    known = parse_overlay(path)
+    if known is not None and known.side is Side.SECONDARY:
+        for side in (Side.ACTIVE, Side.HIDDEN):
+            remove(scratch(path, side))
 
 
 def _qemu_img(*arguments: str, timeout_s: float = QEMU_IMG_TIMEOUT_S) -> str:

@@ -4,9 +4,8 @@ COLO never notices that only the secondary's guest crashed: each checkpoint make
 """
 
 import time
+import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
-
-from ..adapters.qmp import MonitorError
 
 if TYPE_CHECKING:
     from .pair_worker import PairWorker
@@ -15,7 +14,7 @@ SETTLES_S = 1.5
 """The two copies of a guest that reboots reach their reset this much apart at most."""
 
 BOOTS_S = 15.0
-"""Under emulation: how long after a reset a guest is taken to load code, and is not given a second copy."""
+"""Under emulation: how long after its start or reset a guest is taken to load code, and gets no second copy."""
 
 
 def worthless_after_reset(worker: "PairWorker", peer: str) -> bool:
@@ -44,7 +43,4 @@ def still_boots(worker: "PairWorker") -> bool:
     age_ms = worker.reset_age_ms()
     if age_ms is None or age_ms > 1000 * BOOTS_S:
         return False
-    try:
-        return not worker.vm.monitor().execute("query-kvm")["enabled"]
-    except (MonitorError, OSError):
-        return False
+    return ET.fromstring(worker.vm.domains.xml(worker.uuid)).get("type") != "kvm"

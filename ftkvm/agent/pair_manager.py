@@ -4,7 +4,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from ..catalogue import FtkvmError
 from ..core.chain import EpochImages, garbage, parse_overlay
 from ..core.ft_settings import effective
 from ..core.pair import QemuState, Winner
-from ..core.reasons import Reason
+from ..core.reasons import NOBODY_GOES_LIVE, Reason
 from ..core.states import view
 from ..keeper.client import KeeperClient
 from ..keeper.model import EvidenceEvent, PairSpec
 from . import fitness
+from .cold_start import ColdStart
 from .context import AgentContext
 from .figures import DEFAULT_INTERVAL_MS
 from .pair_secondary import prepare
@@ -28,7 +30,7 @@ from .pair_worker import PairWorker
 from .placing import choose_host, own_facts
 from .protect import Protect, undo_protect
 from .records import PairDoc, PairStore
-from .recovery import recover
+from .recovery import inherit, recover
 from .turn_off import turn_off, turn_off_stopped
 
 log = logging.getLogger(__name__)
@@ -86,13 +88,38 @@ class PairManager:
         for uuid, name in self.domains.running().items():
             if uuid not in self.workers and self._is_ft(uuid):
                 self._adopt(uuid, name)
+        for worker in list(self.workers.values()):
+            self._inherit(worker)
         for spec in self._specs():
             if spec.uuid not in self.workers:
                 self._adopt(spec.uuid, spec.vm)
 
     def _is_ft(self, uuid: str) -> bool:
-        vm = self.ctx.workers.run_alone(lambda: PairStore(self.ctx.datastore, uuid).vm(), 2.0, f"read vm.json {uuid}")
-        return bool(vm and vm.get("ft", {}).get("enabled"))
+        """Whether FT is on for a VM, or this host is still to finish an operation on it."""
+        store = PairStore(self.ctx.datastore, uuid)
+
+        def read() -> bool:
+            if (store.vm() or {}).get("ft", {}).get("enabled"):
+                return True
+            journal = store.operation()
+            return journal is not None and journal.host == self.ctx.host
+
+        return self.ctx.workers.run_alone(read, 2.0, f"read vm.json {uuid}")
+
+    def _inherit(self, worker: PairWorker) -> None:
+        """Take up or drop what a host that lost this VM had begun; else its journal would stand here for ever."""
+        records, observation = worker.poller.snapshot(), worker.observation
+        journal, pair = records.operation, records.pair
+        if journal is None or pair is None or observation is None or worker.operation_lock.locked():
+            return
+        won = isinstance(records.winner, Winner) and records.winner.host == self.ctx.host
+        if (
+            won
+            and observation.qemu is QemuState.PLAIN
+            and journal.host != self.ctx.host
+            and journal.epoch <= pair.epoch
+        ):
+            self.ctx.workers.submit(lambda: inherit(self.ctx, worker, journal), f"journal of {worker.name}")
 
     def _specs(self) -> list[Any]:
         found = []
@@ -221,28 +248,94 @@ class PairManager:
         :raises FtkvmError: FTKVM-402 not on, FTKVM-530 asked for on the secondary's host, FTKVM-501
         """
         if vm_uuid not in self.domains.running():
-            turn_off_stopped(self.ctx, PairStore(self.ctx.datastore, vm_uuid), progress)
+            turn_off_stopped(self._cold(vm_uuid), progress)
             return
         worker = self.workers.get(vm_uuid)
         if worker is None:
             raise FtkvmError("FTKVM-402", vm=vm_uuid)
         if worker.spec is not None and worker.spec.role == "secondary":
             raise FtkvmError("FTKVM-530", vm=worker.name, host=self.ctx.host)
-        if not (self._read(worker.store.vm) or {}).get("ft", {}).get("enabled"):
+        wanted = (self._read(worker.store.vm) or {}).get("ft", {}).get("enabled")
+        if not wanted and self._read(worker.store.operation) is None:  # else one was cut off: carry it on
             raise FtkvmError("FTKVM-402", vm=worker.name)
+        with self._exclusively(worker, "turn-off"):
+            turn_off(self.ctx, worker, progress)
+        worker.poller.refresh(2.0)
+
+    def _cold(self, vm_uuid: str) -> ColdStart:
+        store = PairStore(self.ctx.datastore, vm_uuid)
+        vm = self._read(store.vm) or {}
+        xml = self._read(lambda: self.ctx.datastore.read_text(f"vms/{vm_uuid}/domain.xml"))
+        return ColdStart(self.ctx, str(vm.get("name", vm_uuid)), store, xml or "")
+
+    @contextmanager
+    def _exclusively(self, worker: PairWorker, name: str) -> Iterator[None]:
+        """The operation lock, from whatever runs: that is cancelled, and undoes itself first.
+
+        :raises FtkvmError: FTKVM-501 it did not end in time
+        """
         deadline = time.monotonic() + 30.0
         worker.cancel_operation.set()
         while not worker.operation_lock.acquire(timeout=0.2):
             if time.monotonic() > deadline:
                 raise FtkvmError("FTKVM-501", vm=worker.name, operation=worker.operation_name or "unknown")
         try:
-            worker.operation_name = "turn-off"
+            worker.operation_name = name
             worker.cancel_operation.clear()
-            turn_off(self.ctx, worker, progress)
+            yield
         finally:
             worker.operation_name = None
             worker.operation_lock.release()
+
+    # -- power ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def starting(self, vm_uuid: str, name: str) -> Iterator[None]:
+        """Around the start of a QEMU that is no copy of an earlier pair.
+
+        safety: a worker that still holds what it knew of an earlier copy here would end the new QEMU with it.
+        """
+        worker = self.workers.get(vm_uuid)
+        if worker is None and not self._is_ft(vm_uuid):
+            yield
+            return
+        worker = worker or self._adopt(vm_uuid, name)
+        with self._exclusively(worker, "start"):
+            with worker.turn_lock:  # a turn that began before it could see the lock
+                worker.forget_copy()
+            yield
+        worker.poller.refresh(2.0)
+
+    def started(self, vm_uuid: str) -> None:
+        """A VM was started here: take up what is to be finished on it."""
+        worker = self.workers.get(vm_uuid)
+        if worker is not None:
+            self.ctx.workers.submit(lambda: recover(self.ctx, worker), f"recover {worker.name}")
+
+    def power_off(self, vm_uuid: str) -> bool:
+        """Switch a VM off that runs here: its epoch ends so that nobody goes live, then both copies go. False: no pair.
+
+        :raises FtkvmError: FTKVM-116 the other copy has won; FTKVM-117 QEMU does not end; FTKVM-501
+        """
+        worker = self.workers.get(vm_uuid)
+        if worker is None:
+            return False
+        with self._exclusively(worker, "power-off"):
+            pair = self._read(worker.store.latest)
+            if pair is not None and worker.spec is not None and worker.spec.epoch == pair.epoch:
+                winner = self._run(
+                    lambda: worker.store.arbitrate(pair.epoch, self.ctx.host, self.ctx.boot_id, Reason.POWERED_OFF),
+                    "end the epoch",
+                )
+                if winner.host != self.ctx.host and winner.reason not in NOBODY_GOES_LIVE:
+                    raise FtkvmError("FTKVM-116", vm=worker.name, host=winner.host)
+            worker.destroy_own(Reason.POWERED_OFF)
+            if worker.vm.pid() is not None:
+                raise FtkvmError("FTKVM-117", vm=worker.name, host=self.ctx.host)
             worker.poller.refresh(2.0)
+            if pair is not None:
+                worker.tell_peer(pair.epoch)
+        return True
 
     # -- re-protect ----------------------------------------------------------------------------------------
 

@@ -12,12 +12,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from ..adapters import images
 from ..catalogue import FtkvmError
 from ..core import pair as core
+from ..core.chain import Side, parse_overlay
 from ..core.facts import OperationPhase
 from ..core.pair import Observation, QemuState, Role, Winner, decide
 from ..core.reasons import Reason
 from ..engine import primary, secondary
+from ..engine.secondary import Overlays
+from ..engine.shape import Disk
 from ..keeper.client import KeeperClient
 from ..keeper.model import DatastoreHealth, Evidence, PairSpec, PeerSpec
 from ..ports import WorkTimeout
@@ -63,6 +67,7 @@ class PairWorker:
         self.failover: FailoverFigures | None = None
         self.operation_lock = threading.Lock()  # held while an operation of ours changes this pair
         self.operation_name: str | None = None
+        self.turn_lock = threading.Lock()  # held during each turn
         self.cancel_operation = threading.Event()
         self.decision: core.Decision | None = None
         self.observation: Observation | None = None
@@ -200,7 +205,7 @@ class PairWorker:
             self._publish(qemu="gone")
 
     def reset_age_ms(self) -> int | None:
-        """Since this copy's guest was last reset or panicked; None: not since the agent's start."""
+        """Since this copy's guest was last started, reset or panicked; None: not since the agent's start."""
         return _age_ms(self._reset_at, time.monotonic())
 
     def _note_evidence(self, evidence: Evidence, datastore: DatastoreHealth) -> None:
@@ -215,6 +220,10 @@ class PairWorker:
 
     def turn(self) -> None:
         """One round: observe, decide, act. While an operation of ours changes this pair, its own plan decides."""
+        with self.turn_lock:
+            self._turn()
+
+    def _turn(self) -> None:
         if self._operating():
             if self._peer_fell_silent():
                 self.cancel_operation.set()
@@ -300,7 +309,7 @@ class PairWorker:
             case core.DestroyOwn(reason):
                 self.destroy_own(reason)
             case core.TellPeerDestroy(epoch):
-                self._tell_peer(epoch)
+                self.tell_peer(epoch)
             case core.ReProtect(reason):
                 self.on_re_protect(self, reason)
             case core.Yield() | core.Nothing():
@@ -342,8 +351,22 @@ class PairWorker:
         if self.failover is not None:
             self.failover.live("secondary")
         monitor.execute("announce-self", {"initial": 20, "max": 500, "rounds": 5, "step": 100})
-        secondary.normalise(monitor, shape)
+        secondary.normalise(monitor, shape, self._scratch_is_old)
         self._after_failover(epoch)
+
+    def _scratch_is_old(self, disk: Disk) -> None:
+        """The guest writes to the secondary's image itself now: what lies beside it must never count again.
+
+        safety: the active disk's file says that the image alone is not the newest state (``core.newest``); so it goes
+        before anything else may happen, and the promotion is repeated until it is gone. Between QEMU's switch and this
+        lie about 10 ms in which the death of this host too would leave a file that is a few writes older than it says.
+        """
+        overlay = parse_overlay(disk.source)
+        if overlay is None or overlay.side is not Side.SECONDARY:
+            return
+        overlays = Overlays.beside(disk.source)
+        for image in (overlays.active, overlays.hidden):
+            self.ctx.workers.run(lambda image=image: images.remove(image), 5.0, f"remove {image}")  # type: ignore[misc]
 
     def _go_on_alone(self, epoch: int) -> None:
         """This primary drops its secondary and runs on."""
@@ -381,6 +404,20 @@ class PairWorker:
         self._guest_shut_down = False
         self._colo_exit_at = None
 
+    def forget_copy(self) -> None:
+        """Nothing of an earlier copy counts any more: another one is about to be started here.
+
+        The caller holds the operation lock, and waited for the turn under way.
+        """
+        self._guest_shut_down = False
+        self._colo_exit_at = None
+        self._replication_error = self._own_disk_error = False
+        self._evidence = None
+        self._reset_at = time.monotonic()
+        if self.spec is not None:
+            self.keeper.drop_pair(self.uuid)
+            self.spec = None
+
     def _say_gone(self, observation: Observation) -> None:
         """Tell the peer at once that there is no QEMU here, and go on telling until the epoch is decided."""
         if self.spec is None or self._operating() or observation.qemu is not QemuState.ABSENT:
@@ -397,7 +434,7 @@ class PairWorker:
             self.keeper.drop_pair(self.uuid)
             self.spec = None
 
-    def _tell_peer(self, epoch: int) -> None:
+    def tell_peer(self, epoch: int) -> None:
         """Best effort, short: safety never needs the answer."""
         pair = self.poller.snapshot().pair
         if pair is None or pair.epoch != epoch:

@@ -17,17 +17,17 @@ from pathlib import Path
 
 from ..adapters import images
 from ..catalogue import FtkvmError
-from ..core.chain import Side, ours_on_top, overlay_path, plan_chain
+from ..core.chain import Side, overlay_path, plan_chain
 from ..core.reasons import Reason
 from ..engine import graph, primary
 from ..engine.primary import Endpoints, NicPorts
-from ..engine.secondary import Overlays
 from ..engine.shape import Shape
 from ..keeper.client import KeeperClient
 from ..keeper.model import PairSpec, PeerSpec
 from . import holds, steps
 from .context import AgentContext
 from .local_vm import LocalVm
+from .merging import merge_chain, merge_overlays, resume_left_standing
 from .records import CopyPlace, OperationDoc, PairDoc, PairStore
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Protect:
             plan = plan_chain([image.path for image in chain], chain[0].allocated_bytes)
             if plan.merge_first:
                 self.progress(1, len(STEPS), f"merge the overlays of {disk.target}")
-                merge_chain(self.vm, disk.target)
+                merge_chain(self.ctx, self.vm, disk.target)
             if plan.snapshot:
                 wanted[disk.target] = overlay_path(disk.source, self.epoch, Side.PRIMARY)
         shape = self.vm.shape(fresh=True)
@@ -309,8 +309,10 @@ def undo_protect(ctx: AgentContext, store: PairStore, vm: LocalVm, journal: Oper
             timeout_s=10.0,
         )
     if vm.pid() is not None:
+        resume_left_standing(ctx, vm)
         disconnect(ctx, vm)
         merge_overlays(
+            ctx,
             vm,
             {
                 target: path
@@ -319,7 +321,7 @@ def undo_protect(ctx: AgentContext, store: PairStore, vm: LocalVm, journal: Oper
             },
         )
     for path in journal.secondary_disks.values():
-        remove_secondary_images(path)
+        images.remove_copy(path)
     store.clear_operation()
 
 
@@ -332,34 +334,6 @@ def disconnect(ctx: AgentContext, vm: LocalVm) -> None:
         return
     primary.normalise(monitor, vm.shape(fresh=True))
     holds.stop(ctx, vm.uuid)
-
-
-def remove_secondary_images(path: str) -> None:
-    """A secondary's image of one disk, with the scratch images that lie beside it."""
-    for image in (path, *vars(Overlays.beside(path)).values()):
-        images.remove(image)
-
-
-def merge_chain(vm: LocalVm, target: str) -> None:
-    """Commit all overlays of ours on top of a disk into the user's image below, while the VM runs; delete them."""
-    disk = next(disk for disk in vm.shape(fresh=True).disks if disk.target == target)
-    chain = [image.path for image in images.chain(disk.source)]
-    overlays = ours_on_top(chain)
-    if overlays:
-        vm.domains.commit_top(vm.uuid, target, chain[len(overlays)])
-    vm.shape(fresh=True)
-    for path in overlays:
-        images.remove(path)
-
-
-def merge_overlays(vm: LocalVm, overlays: dict[str, str]) -> None:
-    """Commit the given top overlays (target → path) into their backing files, while the VM runs, and delete them."""
-    tops = {disk.target: disk.source for disk in vm.shape(fresh=True).disks}
-    for target, path in overlays.items():
-        if tops.get(target) == path:
-            vm.domains.commit_top(vm.uuid, target, images.chain(path)[1].path)
-        images.remove(path)
-    vm.shape(fresh=True)
 
 
 def fault_point(ctx: AgentContext, step: str) -> None:

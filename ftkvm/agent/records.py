@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..catalogue import FtkvmError
 from ..core.pair import PairRecord as CoreRecord
 from ..core.pair import Winner, WinnerAbsent, WinnerState
 from ..core.reasons import Reason
@@ -84,6 +83,10 @@ class OperationDoc:
     original_disks: dict[str, str] = field(default_factory=dict)
     undoing: bool = False
 
+    def is_protect_after(self, epoch: int) -> bool:
+        """A protect whose pair was not recorded; ``epoch``: the newest that is, or 0."""
+        return self.kind == "protect" and self.epoch > epoch
+
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
 
@@ -131,19 +134,6 @@ class PairStore:
             {"epoch": epoch, "host": host, "boot_id": boot_id, "reason": str(reason), "at": time.time()},
         )
         return _winner(doc)
-
-    def last_images(self) -> dict[str, str] | None:
-        """Disk target → image that holds the VM's last state, of a VM that runs nowhere; None: it never was in a pair.
-
-        :raises FtkvmError: FTKVM-111, the last epoch has no winner: which copy is the last one is not decided
-        """
-        pair = self.latest()
-        if pair is None:
-            return None
-        winner = self.winner(pair.epoch)
-        if not isinstance(winner, Winner):
-            raise FtkvmError("FTKVM-111", vm=pair.vm)
-        return pair.primary.disks if winner.host == pair.primary.host else pair.secondary.disks
 
     def operation(self) -> OperationDoc | None:
         doc = self._datastore.read_json(f"{self._directory}/operation.json")

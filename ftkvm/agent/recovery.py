@@ -5,11 +5,14 @@ reach its commit point is undone; one that did goes forward if lockstep was reac
 winner file; a turn-off is carried on.
 """
 
+import contextlib
 import logging
 
-from ..core.pair import QemuState, Winner
+from ..catalogue import FtkvmError
+from ..core.pair import QemuState
 from ..core.reasons import Reason
 from .context import AgentContext
+from .merging import resume_left_standing
 from .pair_worker import PairWorker
 from .protect import undo_protect
 from .records import OperationDoc
@@ -21,6 +24,8 @@ log = logging.getLogger(__name__)
 def recover(ctx: AgentContext, worker: PairWorker) -> None:
     """Bring this VM's last operation to an end. Raises when the datastore or libvirt does not answer: try again."""
     store = worker.store
+    if not worker.operation_lock.locked():
+        resume_left_standing(ctx, worker.vm)
     journal = ctx.workers.run(store.operation, 5.0, "read journal")
     if journal is None or journal.host != ctx.host:
         return
@@ -61,13 +66,37 @@ def _protect(ctx: AgentContext, worker: PairWorker, journal: OperationDoc) -> No
 
 
 def _without_qemu(ctx: AgentContext, worker: PairWorker, journal: OperationDoc) -> None:
-    """The VM is not on this host any more: its journal is of no use; a secondary that waits is ended by its agent."""
+    """The VM is not on this host any more. A journal of a recorded pair is of no use: its winner file tells all.
+
+    Any other may be the only document that names the newest overlay, or says that FT is to go: it stays for whoever
+    starts the VM again (``cold_start``).
+    """
     pair = ctx.workers.run(worker.store.latest, 5.0, "read pair record")
-    winner = ctx.workers.run(lambda: worker.store.winner(pair.epoch), 5.0, "read winner") if pair else None
-    log.warning(
-        "%s: no QEMU here; journal %s dropped (winner: %s)",
-        worker.name,
-        journal.kind,
-        winner.host if isinstance(winner, Winner) else "none",
-    )
-    worker.store.clear_operation()
+    if journal.kind == "protect" and pair is not None and journal.epoch <= pair.epoch:
+        log.warning("%s: no QEMU here; its journal (epoch %d) is dropped", worker.name, journal.epoch)
+        worker.store.clear_operation()
+    else:
+        log.warning("%s: no QEMU here; the journal of %s stays for the VM's next start", worker.name, journal.kind)
+        if journal.kind == "protect":
+            with contextlib.suppress(FtkvmError):  # it waits for nobody; one that is not reached ends by itself
+                ctx.peers.call(
+                    journal.secondary or "",
+                    "POST",
+                    f"/v1/peer/pairs/{worker.uuid}/destroy",
+                    {"epoch": journal.epoch, "reason": str(Reason.ABANDONED)},
+                    timeout_s=5.0,
+                )
+
+
+def inherit(ctx: AgentContext, worker: PairWorker, journal: OperationDoc) -> None:
+    """The VM runs here, having won the epoch in which another host had begun an operation and was lost.
+
+    A protect ended with its epoch; a turn-off is carried on here.
+    """
+    log.warning("%s: %s was begun on %s, which lost the VM", worker.name, journal.kind, journal.host)
+    if journal.kind != "turn-off":
+        ctx.workers.run(worker.store.clear_operation, 5.0, "drop journal")
+        return
+    journal.host, journal.boot_id = ctx.host, ctx.boot_id
+    ctx.workers.run(lambda: worker.store.save_operation(journal), 5.0, "take over journal")
+    recover(ctx, worker)

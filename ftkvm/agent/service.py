@@ -13,12 +13,14 @@ from ftkvm.agent.gather import Answers, gather
 from ftkvm.agent.migrate import MIGRATE_TIMEOUT_S, Migration
 from ftkvm.agent.operations import Operation, Operations
 from ftkvm.agent.placing import hosts_facts
+from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import Pairs, VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostEntry
 from ftkvm.core.ha.settings import kept_empty
 from ftkvm.core.move import choose
+from ftkvm.core.states import FtReason, FtState, row_of
 from ftkvm.ports import DatastoreError, Json, Progress
 
 log = logging.getLogger(__name__)
@@ -94,7 +96,8 @@ class Service:
         vms = []
         for record in records:
             said = sorted(pairs.get(record.uuid, []), key=lambda entry: entry.get("role") == "secondary")
-            vms.append({**self._vm_entry(record, places), "pair": said[0] if said else None})
+            entry = self._vm_entry(record, places)
+            vms.append({**entry, "pair": said[0] if said else _pair_of_vm_that_is_off(entry)})
         silent = {host: error.to_json() for host, error in places.silent.items()}
         return {"cluster": self._ctx.cluster.current().cluster, "vms": vms, "silent_hosts": silent}
 
@@ -142,25 +145,25 @@ class Service:
             raise FtkvmError("FTKVM-659", host=host)
         number, _owner = self.vms.owner(record.uuid)  # before looking: a start in between then takes the next number
         places = self.places()
-        if record.uuid in places.copies:
-            raise FtkvmError("FTKVM-103", vm=record.name, host=places.copies[record.uuid][0][0])
+        copies = {place for place, _entry in places.copies.get(record.uuid, [])}
+        if copies - self.vms.waiting_for_nobody(record):
+            raise FtkvmError("FTKVM-103", vm=record.name, host=min(copies))
         self._require_known(record, places)
         if host in places.silent:
             raise places.silent[host]
+        # Both hosts of an epoch that has no winner answered, and have no copy: else this had been refused above.
+        cold_epoch, cold_winner = self.vms.undecided_epoch(record) or (None, None)
         target = host or self.admission.place(record, self._well(), places)
         self.admission.require_start(record, target, places)
-        return self._ctx.peers.call(
-            target, "POST", f"/v1/local/vms/{record.uuid}/start", {"owner": number}, _HAND_OVER_TIMEOUT_S
-        )
+        body = {"owner": number, "cold_epoch": cold_epoch, "cold_winner": cold_winner}
+        return self._ctx.peers.call(target, "POST", f"/v1/local/vms/{record.uuid}/start", body, _HAND_OVER_TIMEOUT_S)
 
     def stop(self, name: str, *, force: bool, timeout_s: float) -> Json:
         """Shut a VM down, or switch it off; returns the operation.
 
-        :raises FtkvmError: FTKVM-102 not running, FTKVM-110 switching off one copy of a pair
+        :raises FtkvmError: FTKVM-102 not running
         """
         record = self.vms.find(name)
-        if force and record.ft_enabled:
-            raise FtkvmError("FTKVM-110", vm=record.name, action="switching it off")
         body = {"force": force, "timeout_s": timeout_s}
         return self._at_main(record, "stop", body)
 
@@ -234,14 +237,19 @@ class Service:
         return self._at_main(record, "ft/enable", {"secondary": secondary})
 
     def turn_off(self, name: str) -> Json:
-        """Turn FT off; returns the operation. If no copy runs, the last owner's host cleans up.
+        """Turn FT off; returns the operation. If no copy runs, the host asked cleans up. One cut off is carried on.
 
         :raises FtkvmError: FTKVM-402 not on
         """
         record = self.vms.find(name)
-        if not record.ft_enabled:
+        if not record.ft_enabled and not self._cut_off(record):
             raise FtkvmError("FTKVM-402", vm=record.name)
         return self._at_main(record, "ft/turn-off", {}, also_off=True)
+
+    def _cut_off(self, record: VmRecord) -> bool:
+        """Whether an operation on the pair was begun and never ended."""
+        store = PairStore(self._ctx.datastore, record.uuid)
+        return bounded(self._ctx, store.operation, f"ft/{record.uuid}") is not None
 
     def operation(self, name: str) -> Json:
         """One operation, wherever it runs.
@@ -420,3 +428,23 @@ class Service:
         if not well:
             raise FtkvmError("FTKVM-202", host=", ".join(sorted(answers)), detail="no host is well: `ftkvm host list`")
         return {host: int(answer.get("vms", 0)) for host, answer in well.items()}
+
+
+def _pair_of_vm_that_is_off(entry: Json) -> Json | None:
+    """What to show as the pair of a VM with FT on that runs nowhere; None when nothing is known."""
+    if not entry["ft"] or entry["state"] != "off":
+        return None
+    row = row_of(FtState.NOT_PROTECTED, FtReason.VM_NOT_RUNNING)
+    return {
+        "vm": entry["name"],
+        "uuid": entry["uuid"],
+        "state": str(row.state),
+        "reason": str(row.reason),
+        "shown_as": row.shown_as,
+        "cause": None,
+        "host": None,
+        "secondary_host": None,
+        "epoch": 0,
+        "operation": None,
+        "warnings": [],
+    }

@@ -5,7 +5,6 @@ Every part asks what is there before it acts, so an agent that starts again simp
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from ..adapters import images
 from ..catalogue import FtkvmError
@@ -14,10 +13,12 @@ from ..core.pair import Winner
 from ..core.reasons import Reason
 from ..engine import primary
 from . import holds, steps
+from .cold_start import ColdStart
 from .context import AgentContext
+from .merging import merge_chain, resume_left_standing
 from .pair_worker import PairWorker
-from .protect import fault_point, merge_chain, remove_secondary_images
-from .records import OperationDoc, PairStore
+from .protect import fault_point
+from .records import OperationDoc, PairDoc, PairStore
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +45,25 @@ def turn_off(ctx: AgentContext, worker: PairWorker, progress: Callable[[int, int
         fault_point(ctx, name)
 
 
-def turn_off_stopped(ctx: AgentContext, store: PairStore, progress: Callable[[int, int, str], None]) -> None:
-    """Turn FT off for a VM that runs nowhere (the caller made sure): the winner's overlays go into the user's images.
+def turn_off_stopped(cold: ColdStart, progress: Callable[[int, int, str], None]) -> None:
+    """Turn FT off for a VM that runs nowhere (the caller made sure): its newest overlays go into the user's images.
 
-    :raises FtkvmError: FTKVM-111 the last epoch has no winner, FTKVM-331 qemu-img failed; run it again, it carries on
+    :raises FtkvmError: FTKVM-331 qemu-img failed; run it again, it carries on
     """
-    last = ctx.workers.run(store.last_images, 5.0, "read pair records") or {}
-    for number, (target, top) in enumerate(sorted(last.items()), 1):
-        progress(number, len(last) + 1, f"merge the overlays of {target}")
-        if not Path(top).exists():
-            continue  # an interrupted run before this one had merged it already
+    ctx, store = cold.ctx, cold.store
+    pair = ctx.workers.run(store.latest, 5.0, "read pair records")
+    if pair is not None and not isinstance(ctx.workers.run(lambda: store.winner(pair.epoch), 5.0, "winner"), Winner):
+        cold.end_epoch(pair.epoch, pair.primary.host)
+    newest = cold.images(progress)
+    for number, (target, top) in enumerate(sorted(newest.items()), 1):
+        progress(number, len(newest) + 1, f"merge the overlays of {target}")
         chain = [image.path for image in images.chain(top)]
         overlays = ours_on_top(chain)
-        images.commit(top, chain[len(overlays)])
-        for path in overlays:
+        if overlays:
+            images.commit(top, chain[len(overlays)])
+        for path in overlays:  # the top first: it is what says that there is something to merge
             images.remove(path)
-    progress(len(last) + 1, len(last) + 1, "FT is off")
+    progress(len(newest) + 1, len(newest) + 1, "FT is off")
     remove_overlays(store)
     store.set_ft_enabled(False)
     store.clear_operation()
@@ -72,7 +76,7 @@ def remove_overlays(store: PairStore) -> None:
         for place in (pair.primary, pair.secondary) if pair else ():
             for image in place.disks.values():
                 if ".ft-" in image:
-                    remove_secondary_images(image)
+                    images.remove_copy(image)
 
 
 class _TurnOff:
@@ -88,7 +92,7 @@ class _TurnOff:
     def win(self) -> None:
         """The winner file first: from then on the secondary cannot go live, whatever becomes of the rest."""
         pair = self.pair
-        if pair is None:
+        if pair is None or self._over(pair):
             return
         winner = self.ctx.workers.run(
             lambda: self.store.arbitrate(pair.epoch, self.ctx.host, self.ctx.boot_id, Reason.TURN_OFF),
@@ -98,6 +102,12 @@ class _TurnOff:
         if isinstance(winner, Winner) and winner.host != self.ctx.host:
             raise FtkvmError("FTKVM-517", vm=self.worker.name, host=winner.host)
         self.worker.publish_solo(pair.epoch)
+
+    def _over(self, pair: PairDoc) -> bool:
+        """The last pair ended before this QEMU was started: it has no part in it."""
+        spec = self.worker.spec
+        decided = self.ctx.workers.run(lambda: self.store.winner(pair.epoch), 5.0, "read winner")
+        return isinstance(decided, Winner) and (spec is None or spec.epoch != pair.epoch)
 
     def secondary(self) -> None:
         """Best effort: one that cannot be reached reads the winner file and ends itself."""
@@ -118,13 +128,14 @@ class _TurnOff:
         vm = self.worker.vm
         if vm.pid() is None:
             raise FtkvmError("FTKVM-102", vm=self.worker.name)
+        resume_left_standing(self.ctx, vm)
         primary.normalise(vm.monitor(create=True), vm.shape(fresh=True))
         holds.stop(self.ctx, self.worker.uuid)
 
     def merge(self) -> None:
         vm = self.worker.vm
         for disk in vm.shape(fresh=True).disks:
-            merge_chain(vm, disk.target)
+            merge_chain(self.ctx, vm, disk.target)
         remove_overlays(self.store)
 
     def forget(self) -> None:

@@ -5,16 +5,19 @@ import logging
 import re
 import time
 import xml.etree.ElementTree as ET
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ftkvm.adapters import images
+from ftkvm.agent.cold_start import ColdStart
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.power import note_power, try_power
 from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded, require_writable
 from ftkvm.catalogue import FtkvmError
+from ftkvm.core.pair import Winner
+from ftkvm.core.reasons import Reason
 from ftkvm.core.suitability import disk_files
 from ftkvm.engine.shape import plain_xml
 from ftkvm.ports import DatastoreError, Json, Progress
@@ -24,7 +27,9 @@ if TYPE_CHECKING:  # libvirt's binding exists on hosts only
 
 log = logging.getLogger(__name__)
 _LIST_TIMEOUT_S = 0.7
-_IMAGES_TIMEOUT_S = 20.0
+_FORGET_TIMEOUT_S = 20.0
+_NOTHING_RUNS = frozenset({"FTKVM-106", "FTKVM-107", "FTKVM-111", "FTKVM-115", "FTKVM-118", "FTKVM-331"})
+"""Errors of a start after which certainly neither QEMU nor qemu-img works on the images."""
 _OWNER = re.compile(r"(\d{7})\.json")
 _PAIR = re.compile(r"epoch-\d{4,}\.pair")
 
@@ -41,6 +46,9 @@ class Pairs(Protocol):
 
     def enable(self, vm_uuid: str, secondary: str | None, progress: Progress) -> None: ...
     def turn_off(self, vm_uuid: str, progress: Progress) -> None: ...
+    def power_off(self, vm_uuid: str) -> bool: ...
+    def starting(self, vm_uuid: str, name: str) -> AbstractContextManager[None]: ...
+    def started(self, vm_uuid: str) -> None: ...
     def status(self, vm_uuid: str | None) -> list[dict[str, Any]]: ...
 
 
@@ -155,32 +163,6 @@ class Vms:
             raise FtkvmError("FTKVM-108", vm=uuid, detail=str(error)) from error
         return xml or ""
 
-    def _last_state(self, record: VmRecord, xml: str) -> str:
-        """The definition with the images of the copy that won the last epoch.
-
-        :raises FtkvmError: FTKVM-111, the last epoch has no winner
-        """
-        store = PairStore(self._ctx.datastore, record.uuid)
-        last = bounded(self._ctx, store.last_images, f"ft/{record.uuid}")
-        return plain_xml(xml, last) if last else xml
-
-    def _require_newest(self, record: VmRecord, xml: str) -> None:
-        """Refuse images that have an overlay of ours on them.
-
-        safety: a protect or turn-off that was cut off together with its VM leaves the newest writes in an overlay that
-        neither the definition nor a decided pair record names. Starting below it would lose them without a word.
-
-        :raises FtkvmError: FTKVM-115
-        """
-
-        def newer() -> list[tuple[str, str]]:
-            return [(file, above) for file in disk_files(xml).values() for above in images.overlays_on(file)]
-
-        found = bounded(self._ctx, newer, f"images of {record.name}", _IMAGES_TIMEOUT_S)
-        if found:
-            above = ", ".join(each for _file, each in found)
-            raise FtkvmError("FTKVM-115", vm=record.name, image=found[0][0], newer=above)
-
     def unregister(self, uuid: str) -> VmRecord:
         """Define the VM in this host's libvirt, then forget it. Interrupted anywhere, it can be run again.
 
@@ -196,7 +178,7 @@ class Vms:
             datastore.remove(f"vms/{uuid}/domain.xml")
             datastore.remove(f"vms/{uuid}/vm.json")
 
-        bounded(self._ctx, forget, f"vms/{uuid}", _IMAGES_TIMEOUT_S)
+        bounded(self._ctx, forget, f"vms/{uuid}", _FORGET_TIMEOUT_S)
         return record
 
     # copies on this host
@@ -262,28 +244,39 @@ class Vms:
 
         ``expected_owner`` is the number of the newest owner file the caller saw when it made sure that the VM runs
         nowhere; the next number is created once, so of two starters at the same time one goes on. ``why``: an
-        operator does it (``started``), or HA (``restarted``).
+        operator does it (``started``), or HA (``restarted``). ``cold_epoch``: the caller also knows that no copy of
+        this undecided epoch is left, and ``cold_winner`` is its primary's host.
 
-        :raises FtkvmError: FTKVM-103 somebody else started it meanwhile, FTKVM-106/107 libvirt refused, FTKVM-111/115
-            which images are the last is not decided, FTKVM-622 this host cannot guard it now
+        :raises FtkvmError: FTKVM-103 somebody else started it meanwhile, FTKVM-106/107 libvirt refused,
+            FTKVM-111/115/118 which images are the last is not decided, FTKVM-622 this host cannot guard it now
         """
-        progress(1, 3, "checking this host")
+        progress(1, 3, f"taking the VM for {self._ctx.host}")
         self._require_guard(record)
         self._ctx.libvirt.require_versions()
         xml = self.definition(record.uuid)
-        if record.ft_enabled:
-            xml = self._last_state(record, xml)
-        self._require_newest(record, xml)
-        progress(2, 3, f"taking the VM for {self._ctx.host}")
         if why == "started":
             note_power(self._ctx, record.uuid, on=True)
         self.claim(record, expected_owner, why)
-        progress(3, 3, "starting QEMU")
+        progress(2, 3, "finding its newest images")
+        cold = ColdStart(self._ctx, record.name, PairStore(self._ctx.datastore, record.uuid), xml)
+        try:
+            cold.end_epoch(cold_epoch, cold_winner)
+            xml = plain_xml(xml, changed_images(xml, cold.images(progress)))
+            progress(3, 3, "starting QEMU")
+            pairs = self.pairs
+            with pairs.starting(record.uuid, record.name) if pairs is not None else nullcontext():
+                self._create(record, xml)
+        except FtkvmError as error:
+            if error.code in _NOTHING_RUNS:
+                self._not_started(record, why)
+            raise
+        if pairs is not None:
+            pairs.started(record.uuid)
+
+    def _create(self, record: VmRecord, xml: str) -> None:
         try:
             self._ctx.libvirt.create(xml)
         except FtkvmError as error:
-            if error.code in ("FTKVM-106", "FTKVM-107"):  # libvirt's word that it does not run
-                self._not_started(record, why)
             if error.code == "FTKVM-107":
                 raise FtkvmError("FTKVM-107", vm=record.name, detail=error.params.get("detail", "")) from error
             raise
@@ -303,6 +296,29 @@ class Vms:
         if why == "started":
             try_power(self._ctx, record.uuid, on=False)
         self._release(record, "stopped" if why == "started" else "released")
+
+    def waiting_for_nobody(self, record: VmRecord) -> set[str]:
+        """The host of a copy that a cut-off protect left waiting: its start ends it (``cold_start``)."""
+        store = PairStore(self._ctx.datastore, record.uuid)
+
+        def read() -> set[str]:
+            journal, pair = store.operation(), store.latest()
+            unrecorded = journal is not None and journal.is_protect_after(pair.epoch if pair else 0)
+            return {journal.secondary} if journal is not None and unrecorded and journal.secondary else set()
+
+        return bounded(self._ctx, read, f"ft/{record.uuid}")
+
+    def undecided_epoch(self, record: VmRecord) -> tuple[int, str] | None:
+        """(number, primary's host) of the newest epoch while nobody has won it."""
+        store = PairStore(self._ctx.datastore, record.uuid)
+
+        def read() -> tuple[int, str] | None:
+            pair = store.latest()
+            if pair is None or isinstance(store.winner(pair.epoch), Winner):
+                return None
+            return pair.epoch, pair.primary.host
+
+        return bounded(self._ctx, read, f"ft/{record.uuid}")
 
     def owner(self, uuid: str) -> tuple[int, str | None]:
         """(number, host) of the newest owner file; (0, None) if it was never started by the cluster."""
@@ -337,8 +353,8 @@ class Vms:
             return set()
         newest = max(pairs, key=lambda name: int(name[6:-5]))
         winner = self._ctx.datastore.read_json(f"{path}/{newest[:-5]}.winner")
-        if winner is not None:
-            return {str(winner["host"])}
+        if winner is not None:  # after a cold restart only the owner file speaks: both copies were gone before it
+            return set() if winner.get("reason") == Reason.COLD_RESTART else {str(winner["host"])}
         pair = self._ctx.datastore.read_json(f"{path}/{newest}") or {}
         return {str(pair[side]["host"]) for side in ("primary", "secondary") if side in pair}
 
@@ -367,7 +383,7 @@ class Vms:
     def stop(self, record: VmRecord, *, force: bool, timeout_s: float, progress: Progress) -> None:
         """Shut the VM down, or switch it off (``force``, or when it has not shut down in time and has no pair).
 
-        :raises FtkvmError: FTKVM-112 not down in time while FT is on
+        :raises FtkvmError: FTKVM-112 not down in time while FT is on; FTKVM-116/117 switching off a pair
         """
         try_power(self._ctx, record.uuid, on=False)  # first: if this host is lost meanwhile, it stays off
         if not force:
@@ -380,7 +396,9 @@ class Vms:
                 try_power(self._ctx, record.uuid, on=True)
                 raise FtkvmError("FTKVM-112", vm=record.name, seconds=timeout_s)
         progress(2, 2, "switching off")
-        self._ctx.libvirt.destroy(record.uuid)
+        pairs = self.pairs
+        if pairs is None or not pairs.power_off(record.uuid):
+            self._ctx.libvirt.destroy(record.uuid)
         self._release(record)
 
     def _release(self, record: VmRecord, why: str = "stopped") -> None:
@@ -406,3 +424,9 @@ class Vms:
                 return True
             time.sleep(0.3)
         return False
+
+
+def changed_images(xml: str, images: dict[str, str]) -> dict[str, str]:
+    """Those of ``images`` that the definition does not name already: a raw disk of the user's stays raw."""
+    files = disk_files(xml)
+    return {target: image for target, image in images.items() if files.get(target) != image}

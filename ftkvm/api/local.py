@@ -14,7 +14,8 @@ from ftkvm.ports import Json
 class LocalStartRequest(BaseModel):
     """Start here; ``owner`` is the number of the newest owner file the asking agent saw.
 
-    ``cold_epoch``, ``cold_winner``: of an FT VM both of whose hosts are gone, first win that epoch for that host.
+    ``cold_epoch``, ``cold_winner``: both copies of this undecided epoch of
+    an FT VM are known to be gone, and its primary's host.
     """
 
     owner: int = Field(ge=0)

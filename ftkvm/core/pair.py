@@ -54,6 +54,8 @@ SECONDARIES = frozenset({QemuState.SECONDARY_LOADING, QemuState.SECONDARY_LOADED
 
 def decide(obs: Observation, settings: FtSettings) -> Decision:
     """What this host has to do about this pair now."""
+    if _left_waiting(obs, settings):
+        return _destroy(Reason.ABANDONED)
     if obs.record is None:
         return _without_record(obs)
     for rule in (_out_of_place, _peer_says_it_won, _decided_epoch):
@@ -84,6 +86,17 @@ def _without_record(obs: Observation) -> Decision:
     if obs.qemu in SECONDARIES:
         return _destroy(Reason.ABANDONED)
     return _nothing(_WITHOUT_RECORD.get(obs.qemu, Reason.STALE_RECORD))
+
+
+def _left_waiting(obs: Observation, settings: FtSettings) -> bool:
+    """A copy that waits for a primary which has been silent for long: its host was lost in the middle of a protect.
+
+    The journal may stand for ever then. A copy that never had a whole checkpoint is of no use to anybody.
+    """
+    recorded = obs.record is not None and (obs.qemu_epoch is None or obs.qemu_epoch <= obs.record.epoch)
+    if obs.qemu is not QemuState.SECONDARY_LOADING or recorded or obs.peer.verdict is not Verdict.SILENT:
+        return False
+    return (obs.peer.beat_age_ms or 0) >= settings.checkpoint_timeout_ms
 
 
 _WITHOUT_RECORD = {

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     TURN_OFF = "turn-off"
     MOVED = "moved"
     COLD_RESTART = "cold-restart"
+    POWERED_OFF = "powered-off"
     # what follows from a decided epoch
     WON = "won"
     LOST = "lost"
@@ -67,7 +68,8 @@ MEANINGS: dict[Reason, str] = {
     Reason.GUEST_SHUTDOWN: "The guest powered itself off: both copies end, none is promoted.",
     Reason.TURN_OFF: "FT is being turned off or disabled; the primary goes on alone.",
     Reason.MOVED: "A copy is being moved to another host; the epoch ends first.",
-    Reason.COLD_RESTART: "Both copies were dead; the coordinator starts the VM afresh. No old copy may go live.",
+    Reason.COLD_RESTART: "Both copies were gone; the VM is started afresh. No old copy may go live.",
+    Reason.POWERED_OFF: "The operator switched the VM off: both copies end, none is promoted.",
     Reason.WON: "The winner file names this host.",
     Reason.LOST: "The winner file names another host.",
     Reason.PEER_WON: "The peer says over the FT network that the winner file names it.",
@@ -95,4 +97,4 @@ MEANINGS: dict[Reason, str] = {
 }
 
 #: Reasons in a winner file after which no copy of that epoch may run, whichever host the file names.
-NOBODY_GOES_LIVE = frozenset({Reason.GUEST_SHUTDOWN, Reason.COLD_RESTART})
+NOBODY_GOES_LIVE = frozenset({Reason.GUEST_SHUTDOWN, Reason.COLD_RESTART, Reason.POWERED_OFF})

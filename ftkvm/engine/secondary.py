@@ -9,9 +9,8 @@ checkpoint. After go-live *active* is committed into S by a job.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from . import graph
 from .graph import DiskNames, MonitorPort
@@ -202,11 +201,24 @@ def is_committed(monitor: MonitorPort, disk: Disk) -> bool:
     return graph.child_of(monitor, replication, "file") == node
 
 
-def normalise(monitor: MonitorPort, shape: Shape, timeout_s: float = 60.0) -> None:
-    """After go-live: commit what is in *active* into S, then an ordinary libvirt domain. Repeating it is harmless."""
+def normalise(
+    monitor: MonitorPort, shape: Shape, on_committed: Callable[[Disk], None], timeout_s: float = 60.0
+) -> None:
+    """After go-live: *active* is committed into S, then an ordinary libvirt domain. Repeating it is harmless.
+
+    :param on_committed: called with each disk as soon as its guest writes to S, and its scratch disks are of no use
+    :raises EngineError: the commit takes longer than ``timeout_s``; the guest runs on, and it may be waited for again
+    """
     go_live(monitor, shape)
-    for disk in shape.disks:
-        wait_for(f"commit of {disk.target}'s active disk", partial(is_committed, monitor, disk), timeout_s, 0.02)
+    waiting = list(shape.disks)
+
+    def all_committed() -> bool:
+        for disk in [disk for disk in waiting if is_committed(monitor, disk)]:
+            on_committed(disk)
+            waiting.remove(disk)
+        return not waiting
+
+    wait_for("commit of the active disks", all_committed, timeout_s, 0.005)
     for nic in shape.nics:
         for name in ("red0", "red1"):
             graph.delete_chardev(monitor, f"ft-{name}-{nic.alias}")

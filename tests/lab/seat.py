@@ -93,12 +93,11 @@ class Seat:
     def add_host(self, host: Host, *more: str) -> Said:
         return self.run("host", "add", host.name, "--address", self.address(host), *more)
 
-    def define(self, host: Host, name: str, driver: str = "<driver name='qemu'/>") -> None:
+    def define(self, host: Host, name: str, driver: str = "<driver name='qemu'/>", size: str = "64M") -> None:
         """Define a domain without a system on its disk, as somebody without ftkvm would."""
         images = self.datastore / "images"
         images.mkdir(exist_ok=True)
-        image = f"{self.inside}/images/{name}.qcow2"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(images / f"{name}.qcow2"), "64M"], check=True)
+        image = self.image(f"{name}.qcow2", size)
         (self.datastore / f"{name}.xml").write_text(DOMAIN.format(name=name, image=image, driver=driver))
         host.run(["virsh", "-q", "define", f"{self.inside}/{name}.xml"])
 
@@ -185,9 +184,9 @@ class Seat:
             time.sleep(0.3)
         pytest.fail(f"hosts are not well within {timeout_s} s: {rows}")
 
-    def metadata(self, made: Guest) -> Path:
+    def metadata(self, name: str) -> Path:
         """The directory of a VM's pair records, as it lies on this machine."""
-        return self.datastore / ".ftkvm/ft" / made.uuid
+        return self.datastore / ".ftkvm/ft" / str(self.vm(name)["uuid"])
 
     def state(self) -> dict[str, object]:
         """All that a refused command must leave as it was: files on the datastore, domains, hosts' files."""
