@@ -27,6 +27,8 @@ from ftkvm.agent.cluster import ClusterReader
 from ftkvm.agent.cluster_settings import ClusterSettings
 from ftkvm.agent.cluster_view import ClusterView
 from ftkvm.agent.context import AgentContext
+from ftkvm.agent.ha.guard import Bridge
+from ftkvm.agent.ha.part import HaPart
 from ftkvm.agent.health import Health
 from ftkvm.agent.migrate import Arrivals
 from ftkvm.agent.operations import Operations
@@ -42,6 +44,7 @@ from ftkvm.api.cluster import router as cluster_router
 from ftkvm.api.server import ApiServer
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostConfig, Paths
+from ftkvm.core.ha import machine
 
 log = logging.getLogger(__name__)
 _INBOX = 1000
@@ -70,7 +73,7 @@ Message = DomainEvent | End
 class Agent:
     """One host's agent."""
 
-    def __init__(self, config: HostConfig) -> None:
+    def __init__(self, config: HostConfig, bridge: Bridge) -> None:
         self.ctx = make_context(config)
         self.operations = Operations(config.name, self.ctx.workers, config.paths.run / "operations")
         self.vms = Vms(self.ctx, self.operations)
@@ -79,7 +82,9 @@ class Agent:
         self.vm_monitor = make_vm_monitor(self.ctx, self.vms, self.operations)
         self.pairs = PairManager(self.ctx)
         self._inbox: queue.Queue[Message] = queue.Queue(_INBOX)
-        routers: list[APIRouter] = [self.pairs.router(), vm_monitor.router(self.vm_monitor)]
+        datastore = DirectoryDatastore(config.datastore, config.name)
+        self.ha = HaPart(self.ctx, self.service, self.operations, self.pairs, self.health, machine, bridge, datastore)
+        routers: list[APIRouter] = [self.pairs.router(), vm_monitor.router(self.vm_monitor), self.ha.router()]
         files = TlsFiles.in_directory(config.paths.pki, "host")
         self.arrivals = Arrivals(self.ctx, self.vms)
         self.tunnel = TunnelServer(files, config.migration, config.tunnel_port, self._is_other_host)
@@ -104,6 +109,8 @@ class Agent:
         self.ctx.libvirt.start()
         self.pairs.start()
         self.ctx.extras["pairs"] = self.pairs
+        self.ctx.extras["ha"] = self.ha
+        self.ha.start()
         self.ctx.extras["vm_monitor"] = self.vm_monitor
         self.vm_monitor.start()
         threading.Thread(target=self._look, name="health", daemon=True).start()
@@ -130,6 +137,7 @@ class Agent:
             if isinstance(message, End):
                 log.info("ending: %s; VMs and pairs go on", message.reason)
                 return
+            self.ha.domain_event(message.uuid, message.event, message.detail)
             level = logging.DEBUG if message.event in ("suspended", "resumed") else logging.INFO  # each checkpoint
             log.log(level, "domain %s: %s (%d)", message.uuid or "-", message.event, message.detail)
 
@@ -140,6 +148,7 @@ class Agent:
         self.tunnel.stop()
         self.pairs.stop()
         self.ctx.libvirt.stop()
+        self.ha.stop()  # last: until here this host is guarded
 
     def _is_other_host(self, name: str) -> bool:
         return name != self.ctx.host and name in self.ctx.cluster.hosts()
@@ -193,13 +202,13 @@ def _log_to_journal() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def main() -> int:
-    """Run the agent of this host; returns the exit status."""
+def main(bridge: Bridge) -> int:
+    """Run the agent of this host; returns the exit status. ``bridge``: keeps an armed watchdog off until HA runs."""
     _log_to_journal()
     for noisy in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        agent = Agent(HostConfig.load(Paths()))
+        agent = Agent(HostConfig.load(Paths()), bridge)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _frame: agent.post(End(signal.Signals(received).name)))
         agent.start()

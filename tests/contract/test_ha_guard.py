@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ftkvm.adapters.datastore import DirectoryDatastore
 from ftkvm.adapters.power import power_off
 from ftkvm.adapters.watchdog import NoWatchdog, find_watchdog
 from ftkvm.agent.ha.guard import Bridge, Guard, bridge, now_ms, read_state
@@ -62,14 +63,43 @@ def test_the_first_good_heartbeat_arms_it_and_only_until_its_time_it_is_put_off(
 def test_a_new_agent_puts_it_off_at_once_but_no_longer_than_the_old_one_could(tmp_path: Path, dog: FakeDog) -> None:
     guard_of(tmp_path).extend(now_ms() + 1200, 5000)
     dog.lines()
-    new = Bridge(find_watchdog(str(tmp_path / "dog")), tmp_path / "state.json")
+    new = Bridge(find_watchdog(str(tmp_path / "dog")), tmp_path / "state.json", lambda: None)
     new.start()
     assert dog.lines() == ["pet 5000\n"]
     time.sleep(2.0)
     assert 1 <= len(dog.lines()) <= 3
-    third = Bridge(find_watchdog(str(tmp_path / "dog")), tmp_path / "state.json")
+    third = Bridge(find_watchdog(str(tmp_path / "dog")), tmp_path / "state.json", lambda: None)
     third.start()
     assert dog.lines() == []
+
+
+def test_a_new_agent_that_takes_long_to_start_beats_meanwhile(tmp_path: Path, dog: FakeDog) -> None:
+    shared = DirectoryDatastore(tmp_path / "shared", "host1")
+    shared.root.mkdir()
+    shared.initialise()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    beat = {"host": "host1", "boot_id": boot, "counter": 7, "mode": "live", "watchdog_ms": 5000, "stop_after_ms": 1500}
+    shared.replace("hosts/host1/ha.json", beat)
+    (tmp_path / "agent.toml").write_text(
+        f'[host]\nname = "host1"\n[datastore]\npath = "{shared.root}"\n[watchdog]\ndevice = "{tmp_path / "dog"}"\n'
+    )
+    guard_of(tmp_path).extend(now_ms() + 1500, 5000)
+    (tmp_path / "state.json").rename(tmp_path / "watchdog.json")
+    new = bridge(tmp_path / "agent.toml", tmp_path)
+    new.start()
+    time.sleep(3.0)
+    dog.lines()
+    time.sleep(1.1)
+    assert dog.lines() != []
+    there = shared.read_json("hosts/host1/ha.json") or {}
+    assert there["counter"] >= 10
+    assert there["watchdog_ms"] == 5000
+    shared.replace("hosts/host1/ha.json", {**beat, "boot_id": "another"})  # not ours to go on with
+    time.sleep(2.2)
+    dog.lines()
+    time.sleep(1.1)
+    assert dog.lines() == []
+    new.hand_over()
 
 
 def test_a_disarmed_watchdog_is_not_armed_by_a_new_agent(tmp_path: Path, dog: FakeDog) -> None:

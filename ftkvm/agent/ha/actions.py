@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ftkvm.adapters import pings, power
@@ -87,13 +88,17 @@ class Actions:
         self._table = table
         self._peers = peers
         self._qemus = qemus
+        # safety: a machine counts from 1 with each start of its agent. Others must never see the same number again:
+        # they would take a host whose agent starts over and over for one that has stopped.
+        self._counter_base = now_ms()
         self.stopping: set[str] = set()
         """VMs that HA ends here; their guests' switching off is not what an operator wanted."""
 
     def job(self, action: Action) -> Job:
         match action:
             case WriteHeartbeat():
-                return Job(lambda: self._store.write_heartbeat(action.heartbeat), _WRITE_MS, HEARTBEAT)
+                beat = replace(action.heartbeat, counter=self._counter_base + action.heartbeat.counter)
+                return Job(lambda: self._store.write_heartbeat(beat), _WRITE_MS, HEARTBEAT)
             case ReadHeartbeats():
                 return Job(self._store.read_heartbeats, _READ_MS, "read heartbeats")
             case ClaimLease():

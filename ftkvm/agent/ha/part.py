@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -28,7 +29,7 @@ from ftkvm.agent.service import Service
 from ftkvm.agent.workers import Workers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig
-from ftkvm.core.ha.model import Cluster, Event, OwnerWhy
+from ftkvm.core.ha.model import Beats, Cluster, Event, LocalVm, OwnerWhy
 from ftkvm.core.ha.settings import ha_networks
 from ftkvm.ports import Json
 
@@ -36,6 +37,17 @@ log = logging.getLogger(__name__)
 _LOOK_S = 2.0
 _WORKERS = 512
 """Its own: HA's work must not wait for others', and an isolated host ends all its VMs at once."""
+
+
+def _beat_key(path: Path) -> bytes:
+    """The cluster's.
+
+    :raises FtkvmError: FTKVM-601
+    """
+    try:
+        return bytes.fromhex(path.read_text().strip())
+    except (OSError, ValueError) as error:
+        raise FtkvmError("FTKVM-601", path=path, detail=str(error)) from error
 
 
 class HaPart:
@@ -60,8 +72,14 @@ class HaPart:
         self._bridges: frozenset[str] = frozenset()
         self._hardware = hardware()
         self._stop = threading.Event()
-        key = bytes.fromhex(ctx.config.paths.beat_key.read_text().strip())
-        self._beats = BeatService(ctx.host, key, ctx.config.ha_port, lambda: self._plan, self._body, self._returned)
+        self._beats = BeatService(
+            ctx.host,
+            _beat_key(ctx.config.paths.beat_key),
+            ctx.config.ha_port,
+            lambda: self._plan,
+            self._body,
+            self._returned,
+        )
         self._store = HaStore(datastore, ctx.host, ctx.boot_id)
         qemus = Qemus()
         self._actions = Actions(self, self._store, self._beats.table, ctx.peers, qemus)
@@ -71,10 +89,13 @@ class HaPart:
         self.history = History(ctx.datastore, ctx.host)
         self._runner = HaRunner(
             machine,
-            Surroundings(ctx.host, ctx.boot_id, lambda: self._cluster, self._beats.table.seen, self._local.look),
+            Surroundings(
+                ctx.host, ctx.boot_id, lambda: self._cluster, self._beats.table.seen, self._local.look, self._own
+            ),
             lambda wake: Doer(self._actions.job, wake, self._workers),
             Guard(bridge.watchdog, ctx.config.paths.run / "watchdog.json", bridge.hand_over),
             self.history,
+            lambda: bridge.writing,
         )
         self._guest_off = GuestOff(self._off_event, self._being_stopped)
 
@@ -117,13 +138,17 @@ class HaPart:
         local = self._runner.local
         if not self._runner.turning or local is None:
             return None  # safety: a machine that stands still must not look alive
-        solo = sum(1 for vm in local if vm.role == "solo")
+        own = self._own(local)
+        return BeatBody(self._ctx.boot_id, own.solo_vms, own.capacity)
+
+    def _own(self, local: tuple[LocalVm, ...]) -> Beats:
+        """What this host says of itself: its ordinary VMs, what it has left, whether it can take VMs at all."""
         trouble = self._health.current().get("error")
         why_not = str(trouble["text"]) if trouble else ""
         if not self._runner.guarded:
             why_not = "its heartbeat on the datastore is late"
-        own = capacity(self._hardware, [vm.uuid for vm in local], self._needs.get, self._bridges, why_not)
-        return BeatBody(self._ctx.boot_id, solo, own)
+        left = capacity(self._hardware, [vm.uuid for vm in local], self._needs.get, self._bridges, why_not)
+        return Beats({}, None, sum(1 for vm in local if vm.role == "solo"), left)
 
     def _returned(self, host: str) -> None:
         log.info("HA: %s is heard", host)

@@ -30,6 +30,7 @@ from ftkvm.ports import Json
 log = logging.getLogger(__name__)
 _SHORTEST_TURN_S = 0.02
 _SLOW_TURN_MS = 200
+_UNDER_WAY_MS = 1000
 _LAST_WRITE_MS = 2000
 _STALE_TURNS_MS = 3000
 
@@ -50,6 +51,7 @@ class Surroundings:
     cluster: Callable[[], Cluster | None]
     beats: Callable[[], dict[str, Beats]]
     local: Callable[[], tuple[LocalVm, ...]]
+    own: Callable[[tuple[LocalVm, ...]], Beats]
 
 
 class HaRunner:
@@ -61,8 +63,9 @@ class HaRunner:
 
     def __init__(
         self, machine: Machine, surroundings: Surroundings, doer: Callable[[Callable[[], None]], Doer], guard: Guard,
-        history: History,
+        history: History, bridge_writes: Callable[[], bool],
     ) -> None:  # fmt: skip
+        self._bridge_writes = bridge_writes
         self._machine = machine
         self._at = surroundings
         self._guard = guard
@@ -95,7 +98,11 @@ class HaRunner:
         self._thread.join(1.0)
         if not self._guard.armed or self._heartbeat is None:
             return
-        if self._thread.is_alive() or self._doer.busy(HEARTBEAT):
+        deadline = now_ms() + _UNDER_WAY_MS
+        while self._doer.busy(HEARTBEAT) and now_ms() < deadline:
+            time.sleep(0.02)
+        # safety: a heartbeat that is still being written could replace the last one, and would say "guarded" again
+        if self._thread.is_alive() or self._doer.busy(HEARTBEAT) or self._bridge_writes():
             log.warning("the datastore does not answer: the watchdog stays armed")
             return
         last = self._heartbeat.heartbeat
@@ -142,9 +149,8 @@ class HaRunner:
     def _turn(self, now: int, cluster: Cluster) -> None:
         self.local = self._at.local()
         ended = tuple(self._take(done.ended, done.began_ms, cluster) for done in self._doer.ends(now))
-        seen = Seen(
-            now, self._at.host, self._at.boot_id, cluster, self._at.beats(), self.local, self._guard.watchdog_ms, ended
-        )
+        beats = {**self._at.beats(), self._at.host: self._at.own(self.local)}
+        seen = Seen(now, self._at.host, self._at.boot_id, cluster, beats, self.local, self._guard.watchdog_ms, ended)
         turn = self._machine.start(seen) if self._state is None else self._machine.turn(self._state, seen)
         self._state, self._status = turn.state, turn.status
         for action in turn.actions:
