@@ -149,8 +149,11 @@ class HaRunner:
     def _turn(self, now: int, cluster: Cluster) -> None:
         self.local = self._at.local()
         ended = tuple(self._take(done.ended, done.began_ms, cluster) for done in self._doer.ends(now))
-        beats = {**self._at.beats(), self._at.host: self._at.own(self.local)}
-        seen = Seen(now, self._at.host, self._at.boot_id, cluster, beats, self.local, self._guard.watchdog_ms, ended)
+        own = self._at.own(self.local)
+        seen = Seen(
+            now, self._at.host, self._at.boot_id, cluster, self._at.beats(), self.local, self._guard.watchdog_ms, ended,
+            own.capacity if own.capacity is not None and own.capacity.compatible else None,
+        )  # fmt: skip
         turn = self._machine.start(seen) if self._state is None else self._machine.turn(self._state, seen)
         self._state, self._status = turn.state, turn.status
         for action in turn.actions:

@@ -210,7 +210,7 @@ class Seen:
     me: str
     boot_id: str
     cluster: Cluster
-    beats: Mapping[str, Beats]  # of every other host that was ever heard; under our own name what we say ourselves
+    beats: Mapping[str, Beats]  # of every other host that was ever heard
     local: tuple[LocalVm, ...]
     watchdog_ms: int  # 0: none armed here
     ended: tuple[Ended, ...] = ()
