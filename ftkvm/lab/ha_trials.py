@@ -20,6 +20,7 @@ ISOLATION_S = (12.0, 16.0)
 """Not heard for 12 s, then a ping that may take 1 s; the last beat may be 1 s old when the cable is pulled, turns
 come each second, and what the host writes then is seen a moment later."""
 
+HA_NETWORKS = ("management", "migration")
 SHUTDOWN_S = 60.0
 """An emulated guest's way down, with its host's processor shared by many."""
 
@@ -44,21 +45,21 @@ def crash(ground: Ground, *, coordinator: bool = False) -> HaOutcome:
         Host(host).power_off()
         ground.wait_restarted(outcome)
         ground.restarts_in_time(outcome, RESTART_OF_COORDINATOR_S if coordinator else RESTART_S)
-        ground.wait_answered(outcome)
         stage.boot(host)
         stage.wait_well()
+        ground.wait_answered(outcome)
     return outcome
 
 
 def isolated(ground: Ground, *, leave_on: bool) -> HaOutcome:
-    """The management network of a host is cut. Its VMs are shut down there, then started elsewhere; or left on."""
+    """A host is cut off the networks that carry heartbeats. Its VMs are shut down and started elsewhere; or left on."""
     stage = ground.stage
     host = bystander(stage)
     others = [name for name in stage.hosts if name != host]
     for vm in stage.owned_by(host) if leave_on else []:
         stage.ftkvm("vm", "set", vm.name, "ha.isolation_response=leave-on")
     with ground.trial("isolated-leave-on" if leave_on else "isolated", host) as outcome:
-        stage.links(host, ["management"], up=False)
+        stage.links(host, HA_NETWORKS, up=False)
         try:
             _note_isolation(stage, outcome)
             if leave_on:
@@ -71,7 +72,7 @@ def isolated(ground: Ground, *, leave_on: bool) -> HaOutcome:
             if "datastore" not in outcome.why:
                 outcome.wrong.append(f"the reason does not speak of the datastore: {outcome.why}")
         finally:
-            stage.links(host, ["management"], up=True)
+            stage.links(host, HA_NETWORKS, up=True)
         stage.wait_well()
         ground.wait_answered(outcome)
     for vm in ground.vms(outcome) if leave_on else []:
