@@ -154,17 +154,6 @@ class Ground:
 
     # -- checking ----------------------------------------------------------------------------------------------
 
-    def restarts_in_time(self, outcome: HaOutcome, limit_s: float) -> None:
-        """Commanded in time (or, if no history says so, taken in time), in the order of priority."""
-        if set(outcome.commanded_s) != set(outcome.vms):
-            outcome.wrong.append(f"the history has restarts of {sorted(outcome.commanded_s)} only")
-        when = {**outcome.claimed_s, **outcome.commanded_s}
-        outcome.wrong += [f"{vm} was commanded {at} s after the fault" for vm, at in when.items() if at > limit_s]
-        by_rank = sorted(when, key=lambda vm: when[vm])
-        ranks = [PRIORITIES.index(outcome.vms[vm]) for vm in by_rank]
-        if ranks != sorted(ranks):
-            outcome.wrong.append(f"out of order: {[(vm, outcome.vms[vm], when[vm]) for vm in by_rank]}")
-
     def _check(self, outcome: HaOutcome) -> None:
         """Whatever happened: never two of a VM, on the wire or in the process list."""
         outcome.wrong += self.census.doubles()
@@ -210,6 +199,20 @@ def watched(stage: HaStage, say: Say) -> Iterator[Ground]:
         finally:
             for each in ground.records.values():
                 each.end()
+
+
+def late_or_disordered(outcome: HaOutcome, limit_s: float) -> list[str]:
+    """Starts that were commanded late, not at all by any history, or before one of higher priority."""
+    wrong = []
+    if set(outcome.commanded_s) != set(outcome.vms):
+        wrong.append(f"the history has restarts of {sorted(outcome.commanded_s)} only")
+    when = {**outcome.claimed_s, **outcome.commanded_s}
+    wrong += [f"{vm} was commanded {at} s after the fault" for vm, at in when.items() if at > limit_s]
+    by_time = sorted(when, key=lambda vm: (when[vm], PRIORITIES.index(outcome.vms[vm])))
+    ranks = [PRIORITIES.index(outcome.vms[vm]) for vm in by_time]
+    if ranks != sorted(ranks):
+        wrong.append(f"out of order: {[(vm, outcome.vms[vm], when[vm]) for vm in by_time]}")
+    return wrong
 
 
 def judged(outcomes: Sequence[HaOutcome]) -> list[str]:

@@ -8,7 +8,7 @@ import time
 from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import devices, faults
 from ftkvm.lab.client import CounterClient
-from ftkvm.lab.ha_ground import Ground, HaOutcome
+from ftkvm.lab.ha_ground import Ground, HaOutcome, late_or_disordered
 from ftkvm.lab.ha_stage import HaStage
 from ftkvm.lab.ha_watch import on_disk
 from ftkvm.lab.host import Host
@@ -44,7 +44,7 @@ def crash(ground: Ground, *, coordinator: bool = False) -> HaOutcome:
     with ground.trial("crash-coordinator" if coordinator else "crash", host) as outcome:
         Host(host).power_off()
         ground.wait_restarted(outcome)
-        ground.restarts_in_time(outcome, RESTART_OF_COORDINATOR_S if coordinator else RESTART_S)
+        outcome.wrong += late_or_disordered(outcome, RESTART_OF_COORDINATOR_S if coordinator else RESTART_S)
         stage.boot(host)
         stage.wait_well()
         ground.wait_answered(outcome)

@@ -30,6 +30,15 @@ class Sighting:
     last: float
 
 
+def note(seen: list[Sighting], host: str, at: float, gone_after_s: float) -> None:
+    """Add a look that found a QEMU; one that was not seen for a while is another one."""
+    for index, known in enumerate(seen):
+        if known.host == host and at - known.last < gone_after_s:
+            seen[index] = Sighting(host, known.first, at)
+            return
+    seen.append(Sighting(host, at, at))
+
+
 class Census(threading.Thread):
     """Counts the QEMUs of some VMs on some hosts, again and again."""
 
@@ -63,14 +72,7 @@ class Census(threading.Thread):
                 if len(where) > 1:
                     self._doubles.append(f"{vm} has a QEMU on {' and '.join(where)} at {at:.1f}")
                 for host in where:
-                    self._note(self._seen[vm], host, at)
-
-    def _note(self, seen: list[Sighting], host: str, at: float) -> None:
-        for index, known in enumerate(seen):
-            if known.host == host and at - known.last < 2.0 + self.longest_s:
-                seen[index] = Sighting(host, known.first, at)
-                return
-        seen.append(Sighting(host, at, at))
+                    note(self._seen[vm], host, at, 2.0 + self.longest_s)
 
     def sightings(self, vm: str, since: float = 0.0) -> list[Sighting]:
         """Where a VM's QEMU was seen, in the order it was first seen there."""
