@@ -22,7 +22,7 @@ from ftkvm.lab.guest import domain
 from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.host import Host
 from ftkvm.lab.stage import Stage
-from ftkvm.lab.system import run, wait_for
+from ftkvm.lab.system import run
 from ftkvm.lab.trials import Say
 
 HOSTS = ("host51", "host52", "host53")
@@ -152,8 +152,15 @@ class HaStage(Stage):
             if not trouble:
                 return
             if time.monotonic() > deadline:
-                raise FtkvmError("FTKVM-710", what=f"the cluster to be well ({trouble})", timeout_s=f"{timeout_s:.0f}")
+                what = f"the cluster to be well ({trouble}){self.words()}"
+                raise FtkvmError("FTKVM-710", what=what, timeout_s=f"{timeout_s:.0f}")
             time.sleep(0.5)
+
+    def words(self) -> str:
+        """The last words of each agent, for who has to find out why."""
+        asked = ["journalctl", "-u", "ftkvm-agent", "-n", "15", "--no-pager", "-o", "short-precise"]
+        alive = [name for name in self.hosts if Host(name).running and not Host(name).frozen]
+        return "".join(f"\n-- {name}\n{Host(name).run(asked)}" for name in alive)
 
     # -- its life ----------------------------------------------------------------------------------------------
 
@@ -214,7 +221,7 @@ def staged(directory: Path, say: Say, vms: int = 6, hosts: Sequence[str] = HOSTS
         stage.ftkvm("cluster", "create", "ha", f"--datastore={stage.datastore}", *networks)
         for name in hosts:
             stage.add_host(name)
-        wait_for("the hosts to beat", lambda: not stage.troubles(), WELL_S, 0.5)
+        stage.wait_well()
         say(f"{len(hosts)} hosts are a cluster, {stage.coordinator()} coordinates")
         for number in range(vms):
             priority = PRIORITIES[(number + number // len(hosts)) % len(PRIORITIES)]  # no host has but one kind
