@@ -130,11 +130,13 @@ class Ground:
 
     def note_commands(self, outcome: HaOutcome) -> None:
         """When starts were commanded, by the coordinators' histories (which are written a moment later)."""
+        named = {vm.guest.uuid: vm.name for vm in self.vms(outcome)}
         deadline = time.monotonic() + 5.0
         while time.monotonic() < deadline:
             for event in self.stage.history(outcome.at):
-                if event["event"] == "restart" and event.get("vm") in outcome.vms:
-                    outcome.commanded_s.setdefault(event["vm"], outcome.since(event["at"]))
+                vm = named.get(event.get("vm", ""))
+                if event["event"] == "restart" and vm is not None:
+                    outcome.commanded_s.setdefault(vm, outcome.since(event["at"]))
             if set(outcome.commanded_s) >= set(outcome.claimed_s):
                 return
             time.sleep(0.3)
