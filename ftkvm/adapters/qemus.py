@@ -42,7 +42,10 @@ class Qemus:
             identity = self._identity(int(entry))
             if identity is None:
                 continue
-            qemu = self._known[identity] if identity in self._known else self._read(*identity)
+            try:
+                qemu = self._known[identity] if identity in self._known else self._read(*identity)
+            except OSError:
+                continue
             seen[identity] = qemu
             if qemu is not None:
                 found[qemu.uuid] = qemu
@@ -66,10 +69,16 @@ class Qemus:
             return None
 
     def _read(self, pid: int, started: int) -> Qemu | None:
-        try:
-            words = (self._proc / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            return None
+        """What it was started with; None: it runs no VM (libvirt asks some what they can do).
+
+        safety: a process has its new name some time before its words can be read. Then it is read again at the next
+        look; remembered as none, the QEMU of a VM would never be seen.
+
+        :raises OSError: not known yet, or gone
+        """
+        words = (self._proc / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        if words == [""]:
+            raise ProcessLookupError(f"process {pid} has no words yet")
         if "-uuid" not in words or "-name" not in words:
             return None
         uuid = words[words.index("-uuid") + 1]

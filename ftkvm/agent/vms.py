@@ -292,7 +292,14 @@ class Vms:
             raise FtkvmError("FTKVM-622", vm=record.name, host=self._ctx.host)
 
     def _not_started(self, record: VmRecord, why: str) -> None:
-        """Take back what a start has noted: an operator's counts as not wanted, HA's may be tried elsewhere."""
+        """Take back what a start has noted: an operator's counts as not wanted, HA's may be tried elsewhere.
+
+        safety: libvirt also refuses what runs here already (the end of an earlier start was lost). That VM stays ours;
+        released, it would be started on another host as well. Who cannot be asked releases nothing.
+        """
+        domain = self._ctx.libvirt.domain(record.uuid)
+        if domain is not None and domain.active:
+            return
         if why == "started":
             try_power(self._ctx, record.uuid, on=False)
         self._release(record, "stopped" if why == "started" else "released")

@@ -49,7 +49,7 @@ class Census(threading.Thread):
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._seen: dict[str, list[Sighting]] = {vm: [] for vm in vms}
-        self._doubles: list[str] = []
+        self._doubles: dict[str, tuple[float, float]] = {}
         self.longest_s = 0.0
         """The longest time between two looks."""
 
@@ -70,7 +70,8 @@ class Census(threading.Thread):
                 where = [host.name for host in self._hosts if host.name in where and vm in qemus(host)]
             with self._lock:
                 if len(where) > 1:
-                    self._doubles.append(f"{vm} has a QEMU on {' and '.join(where)} at {at:.1f}")
+                    what = f"{vm} has a QEMU on {' and '.join(where)}"
+                    self._doubles[what] = (self._doubles.get(what, (at, at))[0], at)
                 for host in where:
                     note(self._seen[vm], host, at, 2.0 + self.longest_s)
 
@@ -82,8 +83,8 @@ class Census(threading.Thread):
     def doubles(self) -> list[str]:
         """Looks that found a VM on two hosts; forgotten once told."""
         with self._lock:
-            found, self._doubles = self._doubles, []
-            return found
+            found, self._doubles = self._doubles, {}
+        return [f"{what} from {first:.1f} to {last:.1f}" for what, (first, last) in found.items()]
 
     def __enter__(self) -> Self:
         self.start()
