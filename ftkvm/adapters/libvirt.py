@@ -17,6 +17,7 @@ import libvirt_qemu
 
 from ftkvm.agent.workers import Workers
 from ftkvm.catalogue import FtkvmError
+from ftkvm.core.versions import dotted
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -341,11 +342,6 @@ class Libvirt:
                 log.warning("%s", error)
                 time.sleep(0.5)
                 self._broken.set()
-
-
-def dotted(version: tuple[int, int, int]) -> str:
-    """A version as people write it."""
-    return ".".join(str(part) for part in version)
 
 
 def _triple(number: int) -> tuple[int, int, int]:

@@ -203,7 +203,9 @@ def _warnings(given: Mapping[str, Any], now: Now) -> list[str]:
     force, found = settings.in_force(given), []
     named = any(force[each.name] for each in settings.ISOLATION_ADDRESSES)
     if not force["das.usedefaultisolationaddress"] and not named:
-        found.append("no isolation address: das.usedefaultisolationaddress is off and no das.isolationaddress is set")
+        found.append(
+            "no isolation address (das.usedefaultisolationaddress is off): no host finds out that it is cut off"
+        )
     if len(settings.ha_networks(given)) < 2:
         found.append(f"heartbeats go over one network only ({force['ha.networks']}): its failure isolates hosts")
     if not now.rules.control and now.rules.ha:

@@ -9,6 +9,7 @@ from ftkvm.adapters.hardware import bridges, hardware
 from ftkvm.agent import storage
 from ftkvm.agent.context import AgentContext
 from ftkvm.catalogue import FtkvmError
+from ftkvm.core.versions import dotted
 from ftkvm.ports import DatastoreError, Json
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Health:
         found: Json = {"libvirt": None, "qemu": None, "vms": 0, "error": None, "bridges": there, **self._hardware}
         try:
             versions = self._ctx.libvirt.versions()
-            found.update(libvirt=_dotted(versions.libvirt), qemu=_dotted(versions.qemu))
+            found.update(libvirt=dotted(versions.libvirt), qemu=dotted(versions.qemu))
             self._ctx.libvirt.require_versions()
             found["vms"] = sum(1 for info in self._ctx.libvirt.domains() if info.active)
         except FtkvmError as error:
@@ -70,7 +71,3 @@ def _hardware() -> Json:
         log.error("what this host has is not known: %s", error)
         return {}
     return {"cpu_mhz": found.cpu_mhz, "memory_mb": found.memory_mb}
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(str(part) for part in version)

@@ -7,18 +7,20 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from ..adapters.libvirt import dotted
 from ..catalogue import FtkvmError
 from ..core.facts import DatastoreState
 from ..core.ha.settings import kept_empty
 from ..core.placement import HostFacts, VmNeeds, choose_secondary
+from ..core.versions import dotted
 from ..keeper.client import KeeperClient
 from .context import AgentContext
-from .local_vm import LocalVm
+
+if TYPE_CHECKING:  # libvirt's binding exists on hosts only
+    from .local_vm import LocalVm
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ def _cpu() -> str:
     return "/".join([*(fields.get(key, "") for key in ("vendor_id", "cpu family", "model", "stepping")), flags])
 
 
-def choose_host(ctx: AgentContext, vm: LocalVm, wanted: str | None) -> str:
+def choose_host(ctx: AgentContext, vm: "LocalVm", wanted: str | None) -> str:
     """The host for the secondary of ``vm``; ``wanted`` is the operator's choice, checked like any other.
 
     :raises FtkvmError: FTKVM-201 no such host, FTKVM-403 it is the primary's, FTKVM-404 none fits (with each reason)
@@ -106,6 +108,6 @@ def choose_host(ctx: AgentContext, vm: LocalVm, wanted: str | None) -> str:
     return choice.host
 
 
-def _bridges(vm: LocalVm) -> frozenset[str]:
+def _bridges(vm: "LocalVm") -> frozenset[str]:
     root = ET.fromstring(vm.domains.xml(vm.uuid))
     return frozenset(source.get("bridge", "") for source in root.iterfind("./devices/interface[@type='bridge']/source"))

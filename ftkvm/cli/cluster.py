@@ -2,6 +2,7 @@
 
 import ipaddress
 import itertools
+import re
 import time
 from pathlib import PurePosixPath
 
@@ -15,6 +16,9 @@ from ftkvm.cli.names import require_name, words_of
 from ftkvm.cli.output import Reporter, make_table, output_option, watch_document
 from ftkvm.home import ClusterFile, Home
 from ftkvm.ports import Json
+
+_FURTHER = re.compile(r"das\.isolationaddress([2-9]|10)")
+"""Left out of the table while they are not set."""
 
 
 @click.group()
@@ -137,7 +141,7 @@ def _last(event: Json | None) -> str:
 @output_option
 def show(output: str) -> None:
     """Show all settings: value, default, range, when a change applies, meaning."""
-    _show_settings(AgentClient().call("GET", "/v1/cluster/settings"), Reporter(output))
+    print_settings(AgentClient().call("GET", "/v1/cluster/settings"), Reporter(output))
 
 
 @cluster.command(name="set")
@@ -154,21 +158,23 @@ def set_settings(changes: tuple[str, ...], version: int | None, output: str) -> 
         reporter.document(answer)
         return
     rows = [each for each in answer["settings"] if each["name"] in answer["changed"] or each["waits"]]
-    _show_settings({**answer, "settings": rows}, reporter)
+    print_settings({**answer, "settings": rows}, reporter)
 
 
-def _show_settings(answer: Json, reporter: Reporter) -> None:
+def print_settings(answer: Json, reporter: Reporter) -> None:
+    """Settings as ``/v1/cluster/settings`` answers them."""
     if reporter.json:
         reporter.document(answer)
         return
     keys = ("default", "unit", "allowed", "applies", "meaning")
-    rows = [(each["name"], _value(each), *(each[key] for key in keys)) for each in answer["settings"]]
+    shown = [each for each in answer["settings"] if not (_FURTHER.fullmatch(each["name"]) and each["is_default"])]
+    rows = [(each["name"], _value(each), *(each[key] for key in keys)) for each in shown]
     reporter.table(("SETTING", "VALUE", *(key.upper() for key in keys)), rows, "none")
     click.echo(f"cluster {answer['cluster']}, version {answer['version']}")
 
 
 def _value(row: Json) -> str:
-    waits = f" ({row['in_force'] or 'none'} in force until HA was switched off and on)" if row["waits"] else ""
+    waits = f" ({row['in_force'] or 'none'} now)" if row["waits"] else ""
     return f"{row['value']}{waits}"
 
 
@@ -182,6 +188,12 @@ def validate(output: str) -> int:
     if reporter.json:
         reporter.document(answer)
         return int(bad)
+    print_validity(answer, reporter)
+    return int(bad)
+
+
+def print_validity(answer: Json, reporter: Reporter) -> None:
+    """What ``/v1/cluster/validate`` answered, for people."""
     click.echo(f"cluster {answer['cluster']}: {answer['validity']}")
     for heading, key in (("reason", "reasons"), ("unsafe", "breaches"), ("not understood", "problems"),
                          ("waits", "waiting"), ("warning", "warnings")):  # fmt: skip
@@ -201,7 +213,6 @@ def validate(output: str) -> int:
     columns = ("HOST", "CPU MHz", "MEMORY MB", "UNRESERVED MHz", "UNRESERVED MB", "SLOTS", "NOT RECKONED WITH")
     reporter.table(columns, rows, "no hosts")
     click.echo(f"restart commands are out within {answer['restart_within_ms'] / 1000:.0f} s of a host's crash")
-    return int(bad)
 
 
 def _show_runtime(runtime: Json, reporter: Reporter) -> None:
@@ -235,12 +246,17 @@ def what_if(lose: tuple[str, ...], output: str) -> None:
     if reporter.json:
         reporter.document(answer)
         return
+    print_what_if(answer, reporter)
+
+
+def print_what_if(answer: Json, reporter: Reporter) -> None:
+    """What ``/v1/cluster/what-if`` answered, for people."""
     runtime = answer["runtime"]
     click.echo(f"slots: {runtime['sum']}")
     rows = [(each["vm"], each["priority"], each["lost_with"], each["what"] if each["host"] else "does not run",
              each["host"], "; ".join(f"{host}: {why}" if host else why for host, why in each["why"].items()))
             for each in answer["vms"]]  # fmt: skip
-    nothing = "No VM is on the hosts that are lost." if lose else "No host is lost; name some with --lose."
+    nothing = "No VM is on the hosts that are lost." if answer["lost"] else "No host is lost; name some with --lose."
     reporter.table(("VM", "PRIORITY", "LOST WITH", "WHAT", "ON", "WHY NOT"), rows, nothing)
     policies = [(f"{each['policy']}{' (in force)' if each['in_force'] else ''}", _yes(each["holds"]), each["room"],
                  _yes(each["promised"]), each["why"], _yes(each["holds_after"]))

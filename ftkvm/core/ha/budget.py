@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ftkvm.core.ha.liveness import MARGIN_MS
 from ftkvm.core.ha.setting import BadSetting
-from ftkvm.core.ha.settings import FAILURE, INTERVAL, PING_MS, SENSITIVITY_S, isolation_ms, values
+from ftkvm.core.ha.settings import FAILURE, INTERVAL, PING_MS, SENSITIVITY_S, in_force, isolation_ms, values
+from ftkvm.core.ha.windows import GAP_MS
 
-MARGIN_MS = 1000
-"""Between the end of a host's last possible write and the moment another one may take its VMs over."""
 WRITE_MS = 1000
 """What one heartbeat may take to be written on a datastore that is well."""
-READ_GAP_MS = 3000
-"""A host that could not read the others' heartbeats for longer begins to count anew before it takes anything over."""
 MOST_RESTART_MS = 20_000
 """Crash to restart commands, with the default settings."""
 
@@ -30,9 +28,9 @@ class Breach:
 
 
 def restart_ms(settings: Mapping[str, Any]) -> int:
-    """How long after a crash restart commands are out at the latest: detection or lease, whichever is longer, the last
-    heartbeat that was still under way, and the turn that notices."""
-    now = values(settings)
+    """How long after a crash restart commands are out at the latest, with what is in force: detection or lease,
+    whichever is longer, the last heartbeat that was still under way, and the turn that notices."""
+    now = in_force(settings)
     interval = int(now[INTERVAL])
     return max(int(now[FAILURE]), int(now["ha.lease_ms"])) + 2 * interval + WRITE_MS
 
@@ -58,7 +56,7 @@ def breaches(settings: Mapping[str, Any]) -> list[Breach]:
                  "a host would stop its VMs because of two slow writes"),
         _at_most("ha.watchdog_ms", 2 * interval + WRITE_MS, dog, f"2 * {INTERVAL} {interval} + {WRITE_MS}",
                  f"ha.watchdog_ms {dog}", "the watchdog would end a host that is only busy"),
-        _at_most(INTERVAL, 2 * interval, READ_GAP_MS, f"2 * {INTERVAL} {interval}", f"read gap {READ_GAP_MS}",
+        _at_most(INTERVAL, 2 * interval, GAP_MS, f"2 * {INTERVAL} {interval}", f"read gap {GAP_MS}",
                  "one late read would make a host count a failed one anew, so restarts could be put off for ever"),
         _at_most("ha.retry_first_ms", n["ha.retry_first_ms"], n["ha.retry_most_ms"],
                  f"ha.retry_first_ms {n['ha.retry_first_ms']}", f"ha.retry_most_ms {n['ha.retry_most_ms']}",

@@ -51,8 +51,8 @@ MONITORING = (
     _number("ha.vm_reset_window_s", 86_400, "s", 60, 2_592_000, "custom: the reset window"),
 )  # fmt: skip
 ISOLATION_ADDRESSES = tuple(
-    Setting(f"das.isolationaddress{number}", Kind.ADDRESS, "", "pinged by a host that hears nobody, to tell whether it "
-            "is the one cut off", _LATER)
+    Setting(f"das.isolationaddress{number}", Kind.ADDRESS, "", f"{number} of at most {MOST_ISOLATION_ADDRESSES} "
+            "addresses that a host that hears nobody pings, to tell whether it is the one cut off", _LATER)
     for number in range(1, MOST_ISOLATION_ADDRESSES + 1)
 )  # fmt: skip
 

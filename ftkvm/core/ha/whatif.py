@@ -178,7 +178,8 @@ def _promise(
         return _failover_promise(hosts, loads, rules, lost)
     slots = reckon(hosts, loads, rules)
     number = sum(1 for name in slots.per_host if name in lost)
-    return number <= slots.capacity, f"{number} good hosts lost, {slots.capacity} tolerated", f"{slots.available} slots"
+    words = f"{number} of {slots.good_hosts} good hosts lost, {slots.capacity} tolerated"
+    return number <= slots.capacity, words, f"{slots.available} slots"
 
 
 def _failover_promise(

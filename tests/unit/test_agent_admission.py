@@ -1,0 +1,279 @@
+"""The agent side of admission, settings and what-if: a real directory as datastore, and hosts that are made up."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from ftkvm.adapters.datastore import DirectoryDatastore
+from ftkvm.agent.admission import Admission
+from ftkvm.agent.cluster import ClusterReader, commit_config, latest_config
+from ftkvm.agent.cluster_settings import ClusterSettings
+from ftkvm.agent.context import AgentContext
+from ftkvm.agent.operations import Operations
+from ftkvm.agent.service import Places, Service
+from ftkvm.agent.vms import VmRecord, Vms
+from ftkvm.agent.workers import Workers
+from ftkvm.catalogue import FtkvmError
+from ftkvm.cli.cluster import print_settings, print_validity, print_what_if
+from ftkvm.cli.output import Reporter
+from ftkvm.config import ClusterConfig, HostConfig, HostEntry, Paths
+from ftkvm.ports import Json, PeerUnreachable
+
+XML = """<domain><name>{name}</name><memory unit='KiB'>{kib}</memory>
+<devices><interface type='bridge'><source bridge='br-vm'/></interface></devices></domain>"""
+
+
+@dataclass
+class MadeUpHosts:
+    """What each host answers: its health, and the VMs it runs; a host that is not here does not answer."""
+
+    running: dict[str, list[Json]] = field(default_factory=dict)
+    memory_mb: dict[str, int] = field(default_factory=dict)
+    started: list[tuple[str, str]] = field(default_factory=list)
+
+    def call(self, host: str, method: str, path: str, json: Json | None = None, timeout_s: float = 5.0) -> Json:
+        if host not in self.running:
+            raise PeerUnreachable("FTKVM-202", host=host, detail="made up")
+        if path == "/v1/local/vms":
+            return {"vms": self.running[host]}
+        if path == "/v1/health":
+            vms = len(self.running[host])
+            return {"error": None, "cpu_mhz": 9000, "memory_mb": self.memory_mb.get(host, 9728), "vms": vms,
+                    "bridges": ["br-vm"], "age_ms": 1}  # fmt: skip
+        self.started.append((host, path))
+        return {"id": "x"}
+
+
+@dataclass
+class World:
+    """A cluster as one agent sees it."""
+
+    ctx: AgentContext
+    vms: Vms
+    service: Service
+    settings: ClusterSettings
+    peers: MadeUpHosts
+
+    @property
+    def admission(self) -> Admission:
+        return self.service.admission
+
+    def vm(self, number: int, host: str | None = None, role: str = "solo", **own: Any) -> VmRecord:
+        record = VmRecord(f"u{number}", f"vm{number}", own.pop("ft", False), {}, own.pop("ha", {}))
+        self.ctx.datastore.replace(f"vms/u{number}/vm.json", record.to_json())
+        kib = own.pop("memory_mb", 1024) * 1024
+        self.ctx.datastore.replace_text(f"vms/u{number}/domain.xml", XML.format(name=record.name, kib=kib))
+        if host:
+            self.runs(record, host, role)
+        return record
+
+    def runs(self, record: VmRecord, host: str, role: str = "solo") -> None:
+        entry: Json = {"uuid": record.uuid, "name": record.name, "state": "running", "role": role}
+        self.peers.running[host].append(entry)
+
+    def places(self) -> Places:
+        return self.service.places()
+
+    def set(self, **words: str) -> Json:
+        return self.settings.change({name.replace("__", "."): text for name, text in words.items()}, None)
+
+
+def code(caught: "pytest.ExceptionInfo[FtkvmError]") -> tuple[str, str]:
+    return caught.value.code, caught.value.text
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    datastore = DirectoryDatastore(tmp_path / "ds", "h1")
+    (tmp_path / "ds").mkdir()
+    datastore.initialise()
+    hosts = {name: HostEntry(name, f"10.0.0.{n}", f"10.1.0.{n}", f"10.2.0.{n}")
+             for n, name in enumerate(("h1", "h2", "h3"), 1)}  # fmt: skip
+    assert commit_config(datastore, ClusterConfig(1, "lab", hosts, {}))
+    workers = Workers()
+    config = HostConfig("h1", "10.0.0.1", "10.1.0.1", "10.2.0.1", tmp_path, paths=Paths(tmp_path))
+    peers = MadeUpHosts({"h1": [], "h2": [], "h3": []})
+    reader = ClusterReader(datastore, workers, tmp_path / "cache.json")
+    ctx = AgentContext(config, "boot", datastore, peers, cast(Any, None), workers, reader)
+    operations = Operations("h1", workers, tmp_path / "operations")
+    vms = Vms(ctx, operations)
+    service = Service(ctx, vms, operations)
+    return World(ctx, vms, service, ClusterSettings(ctx, vms, service.admission), peers)
+
+
+def test_what_is_reckoned_with(world: World) -> None:
+    world.vm(1, "h1", ha={"ha.cpu_reservation_mhz": 500, "ha.restart_priority": "high"})
+    pair = world.vm(2, "h1", "primary", ft=True, memory_mb=2048)
+    world.runs(pair, "h2", "secondary")
+    moving = world.vm(3, "h2")
+    world.runs(moving, "h3", "incoming")  # the other end of a live migration is no copy
+    world.peers.running["h3"].append({"uuid": "alien", "name": "alien", "state": "running", "role": "solo"})
+    world.vm(4)
+    now = world.admission.now(bridges=True)
+    found = {(load.name, load.host): load for load in now.loads}
+    assert set(found) == {("vm1", "h1"), ("vm2", "h1"), ("vm2", "h2"), ("vm3", "h2")}
+    assert (found["vm1", "h1"].cpu_mhz, found["vm1", "h1"].priority) == (500, "high")
+    assert (found["vm2", "h1"].memory_mb, found["vm2", "h1"].overhead_mb) == (2048, 64)
+    assert (found["vm2", "h2"].memory_mb, found["vm2", "h2"].overhead_mb) == (2048, 2112)
+    assert found["vm1", "h1"].bridges == {"br-vm"}
+    assert [(host.cpu_mhz, host.memory_mb, host.good) for host in now.hosts] == [(9000, 9216, True)] * 3
+
+
+def test_hosts_in_maintenance_or_silent_do_not_count_and_their_vms_do(world: World) -> None:
+    record = world.vm(1)
+    world.ctx.datastore.create_once("vms/u1/owner/0000001.json", {"host": "h3", "boot_id": "b"})
+    del world.peers.running["h3"]
+    config = world.ctx.cluster.current(fresh=True)
+    resting = {**config.hosts, "h2": replace(config.hosts["h2"], maintenance=True)}
+    assert commit_config(world.ctx.datastore, replace(config, version=2, hosts=resting))
+    now = world.admission.now()
+    assert {host.name: host.why_not for host in now.hosts} == {
+        "h1": "", "h2": "in maintenance", "h3": "it does not answer"}  # fmt: skip
+    assert [(load.name, load.host) for load in now.loads] == [(record.name, "h3")]
+    other = world.vm(2)
+    with pytest.raises(FtkvmError) as caught:
+        world.service.start(other.name, "h1")
+    assert code(caught)[0] == "FTKVM-630" and "slots: h1 35;" in code(caught)[1]
+
+
+def test_a_start_is_admitted_or_refused_with_the_sum(world: World) -> None:
+    for number in range(1, 5):
+        world.vm(number, "h1" if number < 3 else "h2", ha={"ha.memory_reservation_mb": 4000})
+    fifth = world.vm(5, ha={"ha.memory_reservation_mb": 4000})
+    with pytest.raises(FtkvmError) as caught:
+        world.service.start(fifth.name, None)
+    assert code(caught)[0] == "FTKVM-630"
+    assert "4064 MB (set by vm1, vm2, vm3 and 2 more); slots: h1 2, h2 2, h3 2; used 5; without h1: 4 slots for 5" in (
+        caught.value.text)  # fmt: skip
+    assert not world.peers.started
+    world.set(ha__admission_control="off")
+    world.service.start(fifth.name, None)
+    assert world.peers.started == [("h3", "/v1/local/vms/u5/start")]  # the only one with 4064 MB unreserved
+    with pytest.raises(FtkvmError) as caught:
+        world.service.start(fifth.name, "h1")
+    assert code(caught)[0] == "FTKVM-633" and "h1 has" in code(caught)[1]
+
+
+def test_placing_leaves_the_failover_host_alone(world: World) -> None:
+    world.set(ha__admission_policy="failover-host", ha__failover_host="h1")
+    record = world.vm(1)
+    assert world.admission.place(record, {"h1": 0, "h2": 5, "h3": 7}, world.places()) == "h2"
+    with pytest.raises(FtkvmError) as caught:
+        world.admission.place(record, {"h1": 0}, world.places())
+    assert code(caught)[0] == "FTKVM-632"
+    running = world.vm(2, "h2")
+    with pytest.raises(FtkvmError) as caught:
+        world.admission.require_migration(running, "h1")
+    assert code(caught)[0] == "FTKVM-632" and "migrate to h1" in code(caught)[1]
+    world.admission.require_migration(running, "h3")
+    with pytest.raises(FtkvmError):
+        world.admission.require_protect(running, "h1")
+    with pytest.raises(FtkvmError):
+        world.admission.require_arrival("u9", "vm9", "h1")
+    world.admission.require_arrival("u9", "vm9", "h2")
+
+
+def test_ft_needs_its_whole_memory_and_room_for_its_secondary(world: World) -> None:
+    record = world.vm(1, "h1", memory_mb=4000)
+    world.admission.require_protect(record, None)
+    large = world.vm(2, "h1", memory_mb=5000)
+    with pytest.raises(FtkvmError) as caught:
+        world.admission.require_protect(large, "h2")  # it would need twice 5000 MB, of 9216
+    assert code(caught)[0] == "FTKVM-633" and "vm2 (secondary)" in code(caught)[1]
+    with pytest.raises(FtkvmError) as caught:
+        world.service.start(world.vm(3, ft=True, memory_mb=5000).name, "h1")
+    assert code(caught)[0] == "FTKVM-630" and "vm3 (secondary)" in code(caught)[1]
+
+
+def test_a_vms_settings_all_or_none(world: World) -> None:
+    world.vm(1, "h1")
+    with pytest.raises(FtkvmError) as caught:
+        world.settings.change_vm("vm1", {"ha.restart_priority": "soon", "ft.checkpoint_max_ms": "900"})
+    assert code(caught)[0] == "FTKVM-637"
+    with pytest.raises(FtkvmError) as caught:
+        world.settings.change_vm("vm1", {"ha.restart_priority": "high", "ft.checkpoint_max_ms": "many"})
+    assert code(caught)[0] == "FTKVM-114"
+    with pytest.raises(FtkvmError) as caught:
+        world.settings.change_vm("vm1", {"ha.restart_priority": "high", "ha.memory_reservation_mb": "9216"})
+    assert code(caught)[0] == "FTKVM-633"
+    assert world.vms.find("vm1").ha == {} and world.vms.find("vm1").ft_settings == {}
+    shown = world.settings.change_vm("vm1", {"ha.restart_priority": "high", "ha.memory_reservation_mb": "4000"})
+    assert world.vms.find("vm1").ha == {"ha.restart_priority": "high", "ha.memory_reservation_mb": 4000}
+    assert {each["name"]: each["value"] for each in shown["settings"]}["ha.restart_priority"] == "high"
+    world.settings.change_vm("vm1", {"ha.memory_reservation_mb": "", "ha.restart_priority": ""})
+    assert world.vms.find("vm1").ha == {}
+
+
+def test_raising_a_reservation_that_makes_the_slot_too_large(world: World) -> None:
+    for number in range(1, 8):
+        world.vm(number, f"h{number % 3 + 1}", ha={"ha.memory_reservation_mb": 1000})
+    with pytest.raises(FtkvmError) as caught:
+        world.settings.change_vm("vm1", {"ha.memory_reservation_mb": "3000"})  # slots of 3064 MB: 3 per host, 6 for 7
+    assert code(caught)[0] == "FTKVM-630" and "3064 MB (set by vm1)" in code(caught)[1]
+    world.settings.change_vm("vm1", {"ha.memory_reservation_mb": "2000"})
+
+
+def test_writers_of_settings_never_overwrite_each_other(world: World) -> None:
+    words = [{"ha.max_attempts": str(number)} if number % 2 else {"ha.retry_most_ms": str(60_000 + number)}
+             for number in range(1, 9)]  # fmt: skip
+
+    def write(change: Mapping[str, str]) -> str:
+        try:
+            world.settings.change(change, None)
+        except FtkvmError as error:
+            return error.code
+        return "done"
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(write, words))
+    config = latest_config(world.ctx.datastore)
+    assert config is not None
+    assert set(said) <= {"done", "FTKVM-606"} and config.version == 1 + said.count("done")
+    with pytest.raises(FtkvmError) as caught:
+        world.settings.change({"ha.max_attempts": "50"}, 1)
+    assert code(caught)[0] == "FTKVM-636"
+
+
+def test_bad_settings_of_the_cluster(world: World) -> None:
+    for words, wanted in (
+        ({"ha.failover_host": "h9"}, "FTKVM-634"),
+        ({"ha.host_failures": "9"}, "FTKVM-634"),
+        ({"ha.watchdog_ms": "9000"}, "FTKVM-635"),
+    ):
+        with pytest.raises(FtkvmError) as caught:
+            world.settings.change(words, None)
+        assert code(caught)[0] == wanted
+    assert world.ctx.cluster.current(fresh=True).version == 1
+
+
+def test_validate_names_what_is_wrong(world: World) -> None:
+    config = world.ctx.cluster.current(fresh=True)
+    stored = {"ha.host_failures": "two", "ha.lease_ms": 13_000, "das.usedefaultisolationaddress": False, "id": "x"}
+    assert commit_config(world.ctx.datastore, replace(config, version=2, settings=stored))
+    world.vm(1, ha={"ha.restart_priority": 7})
+    found = world.settings.validate()
+    assert any("ha.host_failures" in text for text in found["problems"])
+    assert any(text.startswith("vm1: ha.restart_priority") for text in found["problems"])
+    assert len(found["problems"]) == 2
+    assert "14000 is above ha.lease_ms 13000" in found["breaches"][0]
+    assert "no isolation address" in found["warnings"][0]
+
+
+def test_what_people_see(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(1, 4):
+        world.vm(number, f"h{number}", ha={"ha.memory_reservation_mb": 5000})
+    reporter = Reporter()
+    world.set(das__failedetectiontime="20000")
+    print_validity(world.settings.validate(), reporter)
+    print_what_if(world.settings.what_if(["h1"]), reporter)
+    print_settings(world.settings.show(), reporter)
+    said = capsys.readouterr().out
+    assert "cluster lab: invalid" in said and "set by vm1, vm2, vm3" in said
+    assert "h2: 5064 MB wanted, 4152 unreserved; h3: 5064 MB wanted, 4152 unreserved" in said
+    assert "20000 (15000 now)" in said and "das.isolationaddress1 " in said and "das.isolationaddress2" not in said
+    assert "restart commands are out within 18 s" in said
+    assert "host-failures (in force)" in said
