@@ -122,7 +122,7 @@ def judge(
 def _weigh(now: Watched, look: Look, settings: Monitoring, silent: int, quiet: int, count: int) -> Judgement:
     if not now.answered:
         missing = "the domain has no guest agent channel" if look.beat is Beat.NO_CHANNEL else "no guest agent answers"
-        return Judgement(State.NO_AGENT, f"{missing}: not monitored")
+        return Judgement(State.NO_AGENT, missing)
     uptime = look.now_ms - now.up_since_ms
     if uptime < 1000 * settings.min_uptime_s:
         return Judgement(State.SETTLING, f"up for {_s(uptime)}, monitored after {_s(1000 * settings.min_uptime_s)}")
