@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ftkvm.core.ha.desk import PAUSE_MS as GAP_MS
 from ftkvm.core.ha.liveness import MARGIN_MS
 from ftkvm.core.ha.setting import BadSetting
 from ftkvm.core.ha.settings import FAILURE, INTERVAL, PING_MS, SENSITIVITY_S, in_force, isolation_ms, values
-from ftkvm.core.ha.windows import GAP_MS
 
 WRITE_MS = 1000
 """What one heartbeat may take to be written on a datastore that is well."""
