@@ -1,0 +1,486 @@
+"""The HA machine of one host, each number of the rules at its edge. See docs/ha.md for the rules."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+import itertools
+
+from alone import Alone, coordinator
+
+from ftkvm.core.ha import model as m
+from ftkvm.core.ha.election import MOST_PRIMARIES
+from ftkvm.core.ha.placing import Room
+
+
+def end(result: m.Result, code: str = ""):  # type: ignore[no-untyped-def]
+    return lambda start: m.Ended(start, result, None, code)
+
+
+# ------------------------------------------------------------------------------------------------ beats, detection
+
+
+def test_a_heartbeat_is_written_every_second() -> None:
+    one = Alone()
+    one.run(30)
+    writes = [at for at, _ in one.of(m.WriteHeartbeat)]
+    assert len(writes) == 30
+    assert {later - earlier for earlier, later in itertools.pairwise(writes)} == {1000}
+
+
+@pytest.mark.parametrize(("silent_s", "state"), [(14, m.HostState.UNHEARD), (16, m.HostState.DEAD)])
+def test_a_host_is_failed_after_fifteen_seconds(silent_s: int, state: m.HostState) -> None:
+    one = coordinator()
+    one.quiet["h2"] = one.now
+    one.run(silent_s)
+    assert one.view("h2") is state
+
+
+def test_its_vms_are_started_within_twenty_seconds_by_the_coordinator() -> None:
+    one = coordinator()
+    one.vm("vm1", "h2")
+    one.quiet["h2"] = one.now
+    assert one.until(lambda: one.starts) <= 20_000
+
+
+def test_a_host_whose_coordinator_died_coordinates_within_twenty_five_seconds() -> None:
+    one = Alone(me="h2")
+    one.lease = m.Lease(4, "h1", "boot-h1")
+    one.vm("vm1", "h1")
+    one.run(20)
+    one.quiet["h1"] = one.now
+    assert one.until(lambda: one.starts) <= 25_000
+    assert one.lease == m.Lease(5, "h2", "boot-h2")
+
+
+@pytest.mark.parametrize(
+    ("watchdog_ms", "stop_after_ms", "state"),
+    [
+        (5000, 8000, m.HostState.DEAD),
+        (6000, 8000, m.HostState.DEAD),  # 6 + 8 + 1 = 15
+        (6001, 8000, m.HostState.UNSAFE),
+        (0, 8000, m.HostState.UNSAFE),
+    ],
+)
+def test_only_a_watchdog_that_the_lease_covers_allows_a_takeover(
+    watchdog_ms: int, stop_after_ms: int, state: m.HostState
+) -> None:
+    one = coordinator()
+    one.heartbeats["h2"] = replace(one.heartbeats["h2"], watchdog_ms=watchdog_ms, stop_after_ms=stop_after_ms)
+    one.vm("vm1", "h2")
+    one.run(3)
+    one.quiet["h2"] = one.now
+    one.run(40)
+    assert one.view("h2") is state
+    assert bool(one.starts) == (state is m.HostState.DEAD)
+    assert one.status is not None
+    if state is m.HostState.UNSAFE:
+        assert "no watchdog or fence proves otherwise" in one.status.waiting[0].why
+
+
+def test_an_unsafe_host_is_fenced_first_where_that_can_be_done() -> None:
+    one = coordinator()
+    one.cluster = replace(one.cluster, fenceable=frozenset({"h2"}))
+    one.heartbeats["h2"] = replace(one.heartbeats["h2"], watchdog_ms=0)
+    one.vm("vm1", "h2")
+    one.run(3)
+    one.quiet["h2"] = one.now
+    one.run(30)
+    assert len(one.of(m.Fence)) == 1 and not one.starts
+    one.ended.append(m.Ended(m.Fence("h2"), m.Result.OK))
+    one.run(3)
+    assert len(one.starts) == 1
+
+
+def test_a_host_that_answers_pings_with_a_dead_counter_is_hung_and_not_taken_over() -> None:
+    one = coordinator()
+    one.vm("vm1", "h2")
+    one.quiet["h2"] = one.now
+    one.answer_pings.add("h2")
+    one.run(60)
+    assert one.view("h2") is m.HostState.HUNG
+    assert not one.starts
+
+
+def test_a_host_that_is_only_cut_off_is_never_taken_over() -> None:
+    one = coordinator()
+    one.vm("vm1", "h2")
+    one.mute["h2"] = one.now
+    one.run(60)
+    assert one.view("h2") is m.HostState.CUT_OFF
+    assert not one.starts
+    one.vms["vm1"] = replace(one.vms["vm1"], owner=m.Owner(2, None, "boot-h2", m.OwnerWhy.RELEASED))
+    assert one.until(lambda: one.starts) <= 11_000
+    assert one.starts[0][1].owner == 2
+
+
+def test_a_host_that_was_booted_again_is_taken_over_at_once() -> None:
+    one = coordinator()
+    one.vm("vm1", "h2")
+    one.heartbeats["h2"] = replace(one.heartbeats["h2"], boot_id="later")
+    assert one.until(lambda: one.starts) <= 12_000
+
+
+def test_a_host_without_its_datastore_is_taken_over_only_when_it_says_that_nothing_runs_there() -> None:
+    one = coordinator()
+    one.vm("vm1", "h2")
+    one.solo["h2"] = 1
+    one.stuck["h2"] = one.now
+    one.run(40)
+    assert one.view("h2") is m.HostState.NO_STORAGE
+    assert not one.starts
+    one.solo["h2"] = 0
+    one.run(5)
+    assert len(one.starts) == 1
+
+
+@pytest.mark.parametrize("gap_ms", [3000, 4000, 60_000])
+def test_a_pause_of_our_own_begins_all_windows_anew(gap_ms: int) -> None:
+    one = coordinator()
+    one.vm("vm1", "h2")
+    one.quiet["h2"] = one.now
+    one.run(10)
+    one.jump(gap_ms)
+    began = one.now
+    one.until(lambda: one.starts)
+    assert one.now - began >= 15_000
+
+
+def test_reads_that_fail_begin_all_windows_anew() -> None:
+    one = coordinator()
+    one.vm("vm1", "h2")
+    one.quiet["h2"] = one.now
+    one.run(10)
+    one.datastore = m.Result.FAILED
+    one.run(5)
+    one.datastore = m.Result.OK
+    assert one.until(lambda: one.starts) >= 15_000
+
+
+# ------------------------------------------------------------------------------------------------ this host's guard
+
+
+def test_without_a_good_write_for_eight_seconds_ordinary_vms_are_switched_off_and_the_watchdog_is_left() -> None:
+    one = Alone()
+    one.vm("vm1", "h1")
+    one.local.append(m.LocalVm("pair", "primary"))
+    one.run(10)
+    lost = one.now
+    one.datastore = m.Result.UNKNOWN
+    one.run(20)
+    pets = [at for at, _ in one.of(m.PetWatchdog)]
+    assert max(pets) - lost <= 8000
+    at, stop = one.stops[0]
+    assert at - lost <= 9000
+    assert (stop.uuid, stop.power_off, stop.release) == ("vm1", True, m.OwnerWhy.RELEASED)
+    assert {stop.uuid for _, stop in one.stops} == {"vm1"}
+
+
+def test_a_write_that_ends_late_counts_from_its_begin() -> None:
+    one = Alone()
+    one.run(5)
+    state, last = one.state, one.now
+    one.state = state
+    one.datastore = m.Result.UNKNOWN
+    one.jump(900)
+    one.turn()
+    late = [action for at, action in one.of(m.WriteHeartbeat) if at > last]
+    assert late
+    one.ended = []
+    one.jump(7000)
+    one.turn()
+    one.ended = [m.Ended(late[0], m.Result.OK)]
+    one.jump(1500)
+    before = len(one.of(m.PetWatchdog))
+    one.turn()  # it began 8.5 s ago
+    assert len(one.of(m.PetWatchdog)) == before
+
+
+def test_nothing_is_petted_before_the_first_good_write() -> None:
+    one = Alone()
+    one.datastore = m.Result.FAILED
+    one.run(30)
+    assert not one.of(m.PetWatchdog)
+
+
+def test_a_vm_without_qemu_is_released_after_five_seconds() -> None:
+    one = Alone()
+    one.vm("vm1", "h1")
+    one.run(40)
+    one.local.clear()
+    gone = one.now
+    one.until(lambda: one.stops)
+    assert 5000 <= one.now - gone <= 8000
+    assert one.told("qemu-died")
+
+
+@pytest.mark.parametrize("change", [{"power": False}, {"owner": m.Owner(2, "h2", "boot-h2", m.OwnerWhy.MIGRATED)}])
+def test_a_vm_that_was_switched_off_or_moved_has_not_died(change: dict[str, object]) -> None:
+    one = Alone()
+    one.vm("vm1", "h1")
+    one.run(40)
+    one.local.clear()
+    one.vms["vm1"] = replace(one.vms["vm1"], **change)  # type: ignore[arg-type]
+    one.run(60)
+    assert not one.stops
+
+
+# --------------------------------------------------------------------------------------------------------- isolation
+
+
+def test_isolation_after_twelve_seconds_without_anybody_and_silent_addresses() -> None:
+    one = Alone()
+    one.vm("vm1", "h1")
+    one.vm("vm2", "h1", isolation_response=m.IsolationResponse.LEAVE_ON)
+    one.vm("vm3", "h1", isolation_response=m.IsolationResponse.POWER_OFF)
+    one.run(40)
+    cut, one.gateway = one.now, False
+    one.mute = {"h2": cut, "h3": cut}
+    one.until(lambda: one.stops)
+    pings = [at for at, ping in one.of(m.Ping) if not ping.hosts]  # type: ignore[attr-defined]
+    assert min(pings) - cut == 12_000
+    assert one.now - cut < 15_000
+    assert {(stop.uuid, stop.power_off) for _, stop in one.stops} == {("vm1", False), ("vm3", True)}
+    assert {stop.timeout_ms for _, stop in one.stops if not stop.power_off} == {300_000}
+    assert one.heartbeats["h1"].mode is m.HostMode.ISOLATED or one.until(
+        lambda: one.heartbeats["h1"].mode is m.HostMode.ISOLATED
+    )
+
+
+def test_one_isolation_address_that_answers_is_enough() -> None:
+    one = Alone()
+    one.vm("vm1", "h1")
+    one.run(40)
+    one.mute = {"h2": one.now, "h3": one.now}
+    one.run(60)
+    assert not one.stops
+
+
+def test_with_host_monitoring_off_nothing_is_stopped_and_nothing_taken_over() -> None:
+    one = coordinator(host_monitoring=False)
+    one.vm("vm1", "h1")
+    one.vm("vm2", "h2")
+    one.gateway = False
+    one.quiet = {"h2": one.now, "h3": one.now}
+    one.run(60)
+    assert not one.stops and not one.starts
+    one.datastore = m.Result.FAILED
+    one.run(12)
+    assert {stop.uuid for _, stop in one.stops} == {"vm1"}  # the guard of the datastore stays
+
+
+def test_an_isolated_coordinator_gives_its_lease_up() -> None:
+    one = coordinator()
+    one.gateway = False
+    one.mute = {"h2": one.now, "h3": one.now}
+    one.run(20)
+    assert one.lease is not None and one.lease.host is None
+
+
+# ------------------------------------------------------------------------------------------------- roles, coordinator
+
+
+def test_the_first_five_hosts_are_primary_hosts_and_a_dead_one_is_replaced() -> None:
+    one = coordinator(7)
+    assert one.roles == m.Roles(1, ("h1", "h2", "h3", "h4", "h5"))
+    assert MOST_PRIMARIES == 5
+    one.quiet["h3"] = one.now
+    one.run(25)
+    assert one.roles == m.Roles(2, ("h1", "h2", "h4", "h5", "h6"))
+    one.cluster = replace(one.cluster, maintenance=frozenset({"h4"}))
+    one.run(3)
+    assert one.roles == m.Roles(3, ("h1", "h2", "h5", "h6", "h7"))
+
+
+@pytest.mark.parametrize(("me", "reads"), [("h5", 60), ("h6", 12)])
+def test_only_primary_hosts_watch_everybody_each_second(me: str, reads: int) -> None:
+    one = Alone(7, me)
+    one.lease = m.Lease(1, "h1", "boot-h1")
+    one.run(60)
+    assert abs(len(one.of(m.ReadHeartbeats)) - reads) <= 2
+    assert not one.of(m.ClaimLease)
+
+
+def test_the_lease_of_a_living_coordinator_is_never_claimed() -> None:
+    one = Alone(me="h2")
+    one.lease = m.Lease(3, "h1", "boot-h1")
+    one.run(20)
+    one.mute["h1"] = one.now  # cut off, but its counter moves
+    one.run(60)
+    assert not one.of(m.ClaimLease)
+
+
+def test_a_corrupt_lease_file_makes_nobody_coordinator() -> None:
+    one = Alone()
+    one.corrupt = ("leases/coordinator/0000007.json",)
+    one.run(60)
+    assert not one.of(m.ClaimLease)
+    assert len(one.told("corrupt-file")) == 1
+
+
+def test_a_corrupt_heartbeat_means_no_takeover() -> None:
+    one = coordinator()
+    one.vm("vm1", "h2")
+    one.quiet["h2"] = one.now
+    del one.heartbeats["h2"]
+    one.corrupt = ("hosts/h2/ha.json",)
+    one.run(60)
+    assert not one.starts
+
+
+# ----------------------------------------------------------------------------------------------------------- restarts
+
+
+def test_high_then_medium_then_low_and_disabled_never() -> None:
+    one = coordinator()
+    for number, priority in enumerate([*m.Priority, *m.Priority]):
+        one.vm(f"vm{number}", "h2", priority=priority)
+    one.quiet["h2"] = one.now
+    one.run(40)
+    order = [one.vms[start.uuid].priority for _, start in one.starts]
+    assert order == [m.Priority.HIGH] * 2 + [m.Priority.MEDIUM] * 2 + [m.Priority.LOW] * 2
+    times = sorted({at for at, _ in one.starts})
+    assert [later - earlier for earlier, later in itertools.pairwise(times)] == [2000, 2000]
+
+
+def test_at_most_eight_starts_are_under_way() -> None:
+    one = coordinator()
+    for number in range(20):
+        one.vm(f"vm{number:02}", "h2")
+    one.quiet["h2"] = one.now
+    one.run(25)
+    assert len(one.starts) == 8
+
+
+def test_five_failed_attempts_with_a_doubling_pause_then_it_is_given_up() -> None:
+    one = coordinator()
+    one.vm("vm1", None)
+    one.start_result = end(m.Result.FAILED, "FTKVM-106")
+    one.run(200)
+    times = [at for at, _ in one.starts]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert [start.attempt for _, start in one.starts] == [1, 2, 3, 4, 5]
+    for pause, least in zip(pauses, [5000, 10_000, 20_000, 40_000], strict=True):
+        assert least <= pause <= least + 3000
+    assert len(one.told("restart-given-up")) == 1
+    assert one.status is not None and "given up after 5 attempts" in one.status.waiting[0].why
+
+
+def test_an_attempt_that_met_another_owner_does_not_count() -> None:
+    one = coordinator()
+    one.vm("vm1", None)
+    one.start_result = end(m.Result.FAILED, "FTKVM-103")
+    one.run(60)
+    assert {start.attempt for _, start in one.starts} == {1}
+
+
+def test_an_unknown_outcome_is_looked_at_before_any_new_attempt() -> None:
+    one = coordinator()
+    one.vm("vm1", None)
+    one.start_result = end(m.Result.UNKNOWN)
+    one.until(lambda: one.starts)
+    first = one.starts[0][0]
+    one.vms["vm1"] = replace(one.vms["vm1"], owner=m.Owner(2, "h2", "boot-h2", m.OwnerWhy.RESTARTED))
+    one.run(60)
+    assert len(one.starts) == 1 and one.starts[0][0] == first
+
+
+def test_no_room_is_no_failed_attempt_and_ends_when_room_comes() -> None:
+    one = coordinator()
+    one.room = {host: m.HostCapacity(1000, 50) for host in one.room}
+    one.vm("vm1", None)
+    one.run(60)
+    assert not one.starts
+    assert one.status is not None and "50 MB free, 100 MB needed" in one.status.waiting[0].why
+    one.room["h3"] = m.HostCapacity(1000, 500)
+    one.until(lambda: one.starts, 10)
+    assert (one.starts[0][1].host, one.starts[0][1].attempt) == ("h3", 1)
+
+
+def test_never_onto_a_host_in_maintenance() -> None:
+    one = coordinator()
+    one.cluster = replace(one.cluster, maintenance=frozenset({"h2"}))
+    one.room["h2"] = m.HostCapacity(10**6, 10**6)
+    one.vm("vm1", None)
+    one.until(lambda: one.starts)
+    assert one.starts[0][1].host != "h2"
+
+
+def test_after_a_total_power_loss_all_start_again_in_order() -> None:
+    one = Alone()
+    for number, priority in enumerate([m.Priority.LOW, m.Priority.HIGH, m.Priority.MEDIUM]):
+        host = f"h{number + 1}"
+        one.vms[f"vm{number}"] = m.Vm(f"vm{number}", f"vm{number}", True, m.Owner(3, host, "before"), priority)
+    one.start_result = end(m.Result.OK)
+    one.run(30)
+    assert [start.uuid for _, start in one.starts][:3] == ["vm1", "vm2", "vm0"]
+
+
+def test_a_pair_is_left_alone_until_both_copies_are_gone() -> None:
+    one = coordinator(4)
+    one.vm("vm1", "h2", ft=m.FtEpoch(7, "h2", "h3", None))
+    one.quiet["h2"] = one.now
+    one.run(40)
+    assert not one.starts
+    one.quiet["h3"] = one.now
+    one.until(lambda: one.starts)
+    start = one.starts[0][1]
+    assert (start.cold_epoch, start.cold_winner) == (7, "h2")
+
+
+def test_with_ha_off_nothing_is_restarted() -> None:
+    one = coordinator(enabled=False)
+    one.vm("vm1", None)
+    one.run(60)
+    assert not one.starts
+
+
+# ---------------------------------------------------------------------------------------------------------- placement
+
+
+def test_the_failover_host_first_and_then_the_one_with_most_left() -> None:
+    vm = m.Vm("vm", "vm", True, m.Owner(1, None, ""), memory_mb=100)
+    capacities = {"a": m.HostCapacity(100, 900), "b": m.HostCapacity(100, 950), "c": m.HostCapacity(100, 300)}
+    assert Room(capacities).place(vm) == "b"
+    assert Room(capacities, "c").place(vm) == "c"
+    room = Room(capacities)
+    room.give("b", 0, 100)
+    assert room.place(vm) == "a"
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=6), st.lists(st.integers(1, 400), max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_no_host_is_given_more_than_it_has(hosts: list[int], needs: list[int]) -> None:
+    room = Room({f"h{number}": m.HostCapacity(10_000, memory) for number, memory in enumerate(hosts)})
+    for number, need in enumerate(needs):
+        vm = m.Vm(f"vm{number}", "vm", True, m.Owner(1, None, ""), memory_mb=need)
+        host = room.place(vm)
+        if host is None:
+            assert all(room.free(name)[0] < need for name in room.capacities)
+        else:
+            room.give(host, 0, need)
+    assert all(room.free(name)[0] >= 0 for name in room.capacities)
+
+
+@given(st.lists(st.sampled_from(["beat", "stand"]), min_size=5, max_size=40))
+@settings(max_examples=20, deadline=None)
+def test_no_takeover_unless_the_counter_stood_still_for_the_lease_time(story: list[str]) -> None:
+    one = coordinator()
+    one.vm("vm1", "h2")
+    one.mute["h2"] = one.now
+    moved = one.now
+    for what in story:
+        if what == "beat":
+            one.stuck.pop("h2", None)
+            moved = one.now + 1000
+        else:
+            one.stuck["h2"] = one.now
+        one.run(1)
+        assert all(at - moved >= 15_000 for at, _ in one.starts if at >= moved)
+        if one.starts:
+            return
