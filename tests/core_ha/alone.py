@@ -11,7 +11,7 @@ QUICK = (m.WriteHeartbeat, m.ReadHeartbeats, m.ReadVms, m.ClaimLease, m.ClaimRol
 
 
 class Alone:
-    """Host ``h1`` of ``hosts``; a turn each second, a second one when something has ended. Others do well until told."""
+    """Host ``h1`` of ``hosts``; a turn each second, a second one when something has ended. Others do well."""
 
     def __init__(self, hosts: int = 3, me: str = "h1", **settings: object) -> None:
         names = tuple(f"h{number}" for number in range(1, hosts + 1))

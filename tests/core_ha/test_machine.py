@@ -315,6 +315,20 @@ def test_the_lease_of_a_living_coordinator_is_never_claimed() -> None:
     assert not one.of(m.ClaimLease)
 
 
+def test_a_secondary_host_claims_only_when_all_primary_hosts_are_gone_and_then_watches_each_second() -> None:
+    one = Alone(7, "h6")
+    one.heartbeats = {"h7": one.heartbeats["h7"]}  # no primary host has written yet
+    one.quiet = {f"h{number}": 0 for number in (1, 2, 3, 4, 5)}
+    one.run(25)
+    assert not one.of(m.ClaimLease)
+    one.run(20)
+    assert one.lease == m.Lease(1, "h6", "boot-h6")
+    before = len(one.of(m.ReadHeartbeats))
+    one.run(10)
+    assert len(one.of(m.ReadHeartbeats)) == before + 10
+    assert not one.told("coordinator-stopped")
+
+
 def test_a_corrupt_lease_file_makes_nobody_coordinator() -> None:
     one = Alone()
     one.corrupt = ("leases/coordinator/0000007.json",)

@@ -47,7 +47,7 @@ def role(election: Election, desk: Desk, windows: Windows) -> Role:
 def watches(desk: Desk, windows: Windows) -> bool:
     """Whether this host reads everybody's heartbeats each interval: primaries do, and all while no primary is heard."""
     named = primaries(desk, windows)
-    if desk.seen.me in named:
+    if desk.seen.me in named or (windows.lease is not None and windows.lease.host == desk.seen.me):
         return True
     quiet = min(living.silence_ms(desk, windows, host) for host in named)
     return quiet >= 3 * desk.settings.interval_ms
@@ -112,6 +112,8 @@ def _may_claim(desk: Desk, windows: Windows) -> bool:
     if desk.seen.me in primaries(desk, windows):
         return True
     lease_ms = desk.settings.lease_ms
+    if desk.now - windows.awake_ms < 2 * lease_ms:
+        return False  # a primary that has written nothing yet may only have been started with us
     return all(windows.still_ms(host) >= lease_ms for host in primaries(desk, windows) if host in windows.by_host)
 
 

@@ -14,6 +14,7 @@ MARGIN_MS = 1000
 """Between a host's certain end and a takeover: for clocks that do not run at the same rate, and the watchdog's own."""
 _PING_BEFORE_MS = 5000
 _PING_FRESH_MS = 5000
+_NOT_YET = "not heard yet"
 _BROKEN = frozenset({HostState.DEAD, HostState.UNSAFE, HostState.HUNG})
 _KINDS = {
     HostState.DEAD: "host-failed", HostState.UNSAFE: "host-unsafe", HostState.HUNG: "host-hung",
@@ -107,7 +108,7 @@ def _judge(desk: Desk, windows: Windows, host: str, silence: int, proven: bool) 
     seconds = f"no beat for {silence / 1000:.0f} s"
     if silence < 3 * settings.interval_ms:
         if heard_ms(beats) is None:
-            return HostState.UNHEARD, "not heard yet"
+            return HostState.UNHEARD, _NOT_YET
         if still >= settings.stop_after_ms:
             return (
                 HostState.NO_STORAGE,
@@ -160,7 +161,7 @@ def _tell(desk: Desk, before: HostView | None, view: HostView) -> None:
         return
     if kind is not None:
         desk.tell(kind, f"{view.host}: {view.why}", view.host, state=str(view.state))
-    elif before is not None and before.state in _KINDS:
+    elif before is not None and before.state in _KINDS and before.why != _NOT_YET:
         desk.tell("host-back", f"{view.host}: {view.why}", view.host)
 
 
