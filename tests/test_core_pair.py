@@ -263,7 +263,7 @@ def test_every_reason_has_a_meaning() -> None:
 
 
 def test_a_copy_that_waits_for_a_lost_primary_ends() -> None:
-    """The journal of a protect whose host was lost may stand for ever; a copy that was recorded is another matter."""
+    """The journal of a protect whose host was lost may stand for ever, and so may the record of its pair."""
     waiting = Observation(
         now_ms=100_000,
         me="b",
@@ -276,6 +276,8 @@ def test_a_copy_that_waits_for_a_lost_primary_ends() -> None:
     )
     assert decide(waiting, TIMES).reason is Reason.ABANDONED
     assert decide(replace(waiting, record=None), TIMES).reason is Reason.ABANDONED
-    assert decide(replace(waiting, qemu_epoch=7), TIMES).reason is not Reason.ABANDONED
+    recorded = replace(waiting, qemu_epoch=7, winner=WinnerAbsent())
+    assert decide(recorded, TIMES).reason is Reason.ABANDONED
+    assert decide(replace(recorded, qemu=QemuState.SECONDARY_LOADED), TIMES).reason is not Reason.ABANDONED
     short = PeerEvidence(Verdict.SILENT, TIMES.checkpoint_timeout_ms - 1)
     assert decide(replace(waiting, peer=short), TIMES).reason is Reason.OPERATION_RUNNING

@@ -91,10 +91,10 @@ def _without_record(obs: Observation) -> Decision:
 def _left_waiting(obs: Observation, settings: FtSettings) -> bool:
     """A copy that waits for a primary which has been silent for long: its host was lost in the middle of a protect.
 
-    The journal may stand for ever then. A copy that never had a whole checkpoint is of no use to anybody.
+    The journal, or a record without a winner, may stand for ever then, and the VM could not be started beside this
+    copy. One that never had a whole checkpoint holds no state that could go live; a primary that lives wins alone.
     """
-    recorded = obs.record is not None and (obs.qemu_epoch is None or obs.qemu_epoch <= obs.record.epoch)
-    if obs.qemu is not QemuState.SECONDARY_LOADING or recorded or obs.peer.verdict is not Verdict.SILENT:
+    if obs.qemu is not QemuState.SECONDARY_LOADING or obs.peer.verdict is not Verdict.SILENT:
         return False
     return (obs.peer.beat_age_ms or 0) >= settings.checkpoint_timeout_ms
 
