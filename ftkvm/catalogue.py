@@ -294,7 +294,7 @@ CATALOGUE: dict[str, Message] = dict(
            "A host that others may count as lost starts no VM.",
            "Look at the datastore on {host} (`ftkvm host list`); then start the VM again, or start it on another host.", 6),
         _m("FTKVM-623", "fencing host {host} with {agent} failed: {detail}", "The program for its power fencing device says so.",
-           "Try `{agent}` by hand; `ftkvm host fence {host}` shows and sets its parameters."),
+           "Try `{agent}` by hand; `ftkvm host fence {host} agent=… KEY=VALUE …` sets its parameters."),
         _m("FTKVM-624", "fencing host {host} with {agent} did not end within {seconds} s", "The power fencing device does not answer; the host may be off or on.",
            "Look at the device, and at the host.", 5),
         _m("FTKVM-609", "the datastore {path} belongs to the cluster {cluster}", "Its .ftkvm directory was made by another cluster.",

@@ -14,7 +14,7 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.ports import WorkTimeout
 
 DIRECTORY = Path("/usr/sbin")
-_AGENT = re.compile(r"fence_[a-z0-9_]+")
+AGENT_NAME = re.compile(r"fence_[a-z0-9_]+")
 _OFF_TIMEOUT_S = 20.0
 _STATUS_TIMEOUT_S = 10.0
 _OFF = 2
@@ -46,7 +46,7 @@ def _run(
     host: str, parameters: Mapping[str, str], action: str, timeout_s: float, directory: Path
 ) -> subprocess.CompletedProcess[str]:
     agent = str(parameters.get("agent", ""))
-    if not _AGENT.fullmatch(agent):
+    if not AGENT_NAME.fullmatch(agent):
         raise FtkvmError("FTKVM-623", host=host, agent=agent, detail="not the name of a fence agent")
     lines = {**{key: value for key, value in parameters.items() if key != "agent"}, "action": action}
     text = "".join(f"{key}={value}\n" for key, value in lines.items())

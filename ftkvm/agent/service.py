@@ -5,6 +5,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ftkvm.adapters.power import AGENT_NAME
 from ftkvm.agent import ft_checks
 from ftkvm.agent.admission import Admission
 from ftkvm.agent.cluster import commit_config
@@ -81,7 +82,8 @@ class Service:
         for name, entry in sorted(self._ctx.cluster.hosts().items()):
             answer = answers.get(name) or FtkvmError("FTKVM-202", host=name, detail="not asked")
             known = {"error": answer.to_json(), "answers": False} if isinstance(answer, FtkvmError) else answer
-            found.append({"name": name, "answers": True, **entry.to_json(), **known})
+            shown = {**entry.to_json(), "fence": entry.fence.get("agent")}  # its keys hold passwords
+            found.append({"name": name, "answers": True, **shown, **known})
         return found
 
     def status(self, name: str | None) -> Json:
@@ -122,6 +124,22 @@ class Service:
             raise FtkvmError("FTKVM-606")
         self._ctx.cluster.current(fresh=True)
         return {"host": name, "version": changed.version}
+
+    def set_fence(self, name: str, parameters: dict[str, str]) -> Json:
+        """Set a host's power fencing device, or take it away (no parameters).
+
+        :raises FtkvmError: FTKVM-201, FTKVM-605 no agent's name, FTKVM-606
+        """
+        if parameters and not AGENT_NAME.fullmatch(parameters.get("agent", "")):
+            raise FtkvmError("FTKVM-605", option="agent", detail="the name of a program of fence-agents is needed")
+        self._ctx.cluster.host(name)
+        config = self._ctx.cluster.current(fresh=True)
+        hosts = {**config.hosts, name: replace(config.hosts[name], fence=parameters)}
+        changed = replace(config, version=config.version + 1, hosts=hosts)
+        if not bounded(self._ctx, lambda: commit_config(self._ctx.datastore, changed), "configuration"):
+            raise FtkvmError("FTKVM-606")
+        self._ctx.cluster.current(fresh=True)
+        return {"host": name, "agent": parameters.get("agent"), "keys": sorted(parameters), "version": changed.version}
 
     # VMs
 

@@ -20,6 +20,12 @@ class MaintenanceRequest(BaseModel):
     on: bool
 
 
+class FenceRequest(BaseModel):
+    """``agent`` (a program of fence-agents) and its own keys; empty: none."""
+
+    parameters: dict[str, str]
+
+
 def router(service: Service, health: Health) -> APIRouter:
     """Routes /v1/health, /v1/hosts, /v1/operations."""
     routes = APIRouter(prefix="/v1", tags=["hosts"])
@@ -33,6 +39,11 @@ def router(service: Service, health: Health) -> APIRouter:
     def get_hosts() -> Json:
         """All hosts of the cluster, with their health or why they do not answer."""
         return {"hosts": service.hosts()}
+
+    @routes.post("/hosts/{name}/fence")
+    def fence_host(name: str, request: FenceRequest) -> Json:
+        """Set or remove a host's power fencing device."""
+        return service.set_fence(name, request.parameters)
 
     @routes.post("/hosts/{name}/remove")
     def remove_host(name: str, request: RemoveRequest) -> Json:

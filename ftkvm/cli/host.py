@@ -114,3 +114,25 @@ def remove(name: str, dead: bool, output: str) -> None:
         raise FtkvmError("FTKVM-201", host=name)
     client.home.save(replace(cluster, hosts=known))
     reporter.result(answer, f"Host {name} is out of the cluster.")
+
+
+@host.command()
+@click.argument("name")
+@click.argument("parameters", nargs=-1, required=True, metavar="none | agent=fence_NAME KEY=VALUE...")
+@output_option
+def fence(name: str, parameters: tuple[str, ...], output: str) -> None:
+    """Set how the host NAME is switched off when it hangs: a program of Debian's fence-agents and its keys.
+
+    They are kept on the datastore, which all hosts read, passwords included. `none` takes the device away.
+    """
+    reporter = Reporter(output)
+    pairs = {} if parameters == ("none",) else dict(_pair(word) for word in parameters)
+    answer = AgentClient().call("POST", f"/v1/hosts/{name}/fence", {"parameters": pairs})
+    reporter.result(answer, f"Host {name} is fenced by {answer['agent']}." if pairs else f"Host {name} has no fencing.")
+
+
+def _pair(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not key or not equals or "\n" in word or key == "action":
+        raise FtkvmError("FTKVM-605", option=word, detail="KEY=VALUE is needed (and not action=)")
+    return key, value

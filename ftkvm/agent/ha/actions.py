@@ -106,7 +106,7 @@ class Actions:
             case ClaimRoles():
                 return Job(lambda: self._store.claim_roles(action.roles), _CLAIM_MS, "claim roles")
             case ReadVms():
-                return Job(lambda: self._read_vms(action), _READ_VMS_MS, "read VMs")
+                return Job(lambda: self._read_vms(action), _READ_VMS_MS, "read own VMs" if action.local else "read VMs")
             case Ping():
                 what = "hosts" if action.hosts else "addresses"
                 return Job(lambda: self._ping(action), int(_PING_S * 1000) + 1000, f"ping {what}")

@@ -172,7 +172,8 @@ class HaRunner:
         if isinstance(ended.action, WriteHeartbeat) and ended.result is Result.OK:
             self._guard.extend(began_ms + ended.action.heartbeat.stop_after_ms, cluster.settings.watchdog_ms)
         elif ended.result is not Result.OK:
-            log.info("HA: %s: %s %s", type(ended.action).__name__, ended.result, ended.detail)
+            level = logging.DEBUG if ended.code == "FTKVM-620" else logging.INFO  # what it waits for is told once
+            log.log(level, "HA: %s: %s %s", type(ended.action).__name__, ended.result, ended.detail)
         return ended
 
     def _disarm_if_idle(self, now: int) -> None:

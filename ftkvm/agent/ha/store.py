@@ -1,6 +1,7 @@
 """What the HA machine reads and writes on the datastore. Calls block as long as that does: run them in workers."""
 
 import re
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class HaStore:
         self._host = host
         self._boot_id = boot_id
         self._known: dict[str, _Known] = {}
+        self._lock = threading.Lock()
         self._numbered: dict[str, Json] = {}
 
     # hosts
@@ -130,6 +132,10 @@ class HaStore:
 
     def read_vms(self, settings: Mapping[str, Any]) -> VmsRead:
         """All registered VMs by UUID, with the settings in force for each (``settings``: the cluster's)."""
+        with self._lock:
+            return self._read_vms(settings)
+
+    def _read_vms(self, settings: Mapping[str, Any]) -> VmsRead:
         vms: list[Vm] = []
         corrupt: list[str] = []
         uuids = self._datastore.list("vms")
