@@ -43,9 +43,11 @@ test: setup check ## all of check, then the lab's tests on real hosts
 soak: setup ## the long rounds: FT (one connection, one ledger: build/soak.json) and HA (build/ha-soak.json)
 	$(PYTHON) -m ftkvm.lab.soak
 	$(PYTHON) -m ftkvm.lab.ha_soak
+	$(VENV)/bin/ftkvm simulate --world ha --seeds 10000
 
 bench: setup ## unprotected against protected, as ratios from one run: build/bench.json
 	$(PYTHON) -m ftkvm.lab.bench
+	$(PYTHON) -m ftkvm.sim.ha.bench
 
 format: $(VENV)/ready
 	$(VENV)/bin/ruff format ftkvm hostprep tests

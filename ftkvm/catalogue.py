@@ -310,6 +310,8 @@ CATALOGUE: dict[str, Message] = dict(
            "Look at the datastore and the hosts, see `ftkvm status`, then try again.", 5),
         _m("FTKVM-903", "no message has the code {wanted}", "The catalogue does not list it.", "`ftkvm explain` lists all codes.", 3),
         _m("FTKVM-904", "{text}", "{cause}", "{remedy}"),
+        _m("FTKVM-905", "the scenario {scenario} is not understood: {detail}", "A file of it is missing or has a word nobody knows.",
+           "Compare it with the ones in scenarios/ha; ftkvm/sim/ha/scenario.py says what there is.", 3),
     ]
 )
 # fmt: on

@@ -3,15 +3,22 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ftkvm.core import pair as core
 from ftkvm.core.pair import Decision, FtSettings, Observation, QemuState
 from ftkvm.core.reasons import Reason
+from ftkvm.sim.ha import breaks as ha
+from ftkvm.sim.ha.faults import shape_of
+from ftkvm.sim.ha.run import run_seed as run_ha_seed
+from ftkvm.sim.ha.scenario import load, play
 from ftkvm.sim.run import run_seed
 from ftkvm.sim.script import Fault
 from ftkvm.sim.world import Breaks
+
+LIBRARY = Path(__file__).parent.parent / "scenarios" / "ha"
 
 Decide = Callable[[Observation, FtSettings], Decision]
 
@@ -118,3 +125,42 @@ def test_without_the_break_the_same_history_is_fine(name: str) -> None:
 
 def test_a_seed_is_one_history() -> None:
     assert run_seed(7) == run_seed(7)
+
+
+# ------------------------------------------------------------------------------------------------------ the cluster
+
+
+HA_SEEDS = 100
+HA_BREAK_SEEDS = 5
+
+
+@pytest.mark.parametrize("name", ha.BREAKS)
+def test_the_cluster_checker_finds_it(name: str) -> None:
+    broken = ha.BREAKS[name]
+    failures = (
+        run_ha_seed(seed, broken.machine, broken.script, broken.shape, broken.cas).failure
+        for seed in range(1, HA_BREAK_SEEDS + 1)
+    )
+    assert any(re.search(broken.says, failure) for failure in failures if failure), "nobody noticed"
+
+
+@pytest.mark.parametrize("name", ha.BREAKS)
+def test_without_the_break_the_cluster_is_fine(name: str) -> None:
+    broken = ha.BREAKS[name]
+    assert run_ha_seed(1, script=broken.script, shape=broken.shape).failure == ""
+
+
+@pytest.mark.parametrize("first", range(1, HA_SEEDS, 20))
+def test_seeds_of_the_cluster(first: int) -> None:
+    """Small clusters only; `make soak` has the large ones."""
+    seeds = [seed for seed in range(first, first + 20) if shape_of(seed).hosts <= 4]
+    assert [result.story() for result in map(run_ha_seed, seeds) if result.failure] == []
+
+
+CLUSTERS = [path for path in sorted(LIBRARY.iterdir()) if "kind = " not in (path / "cluster.toml").read_text()]
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
+def test_the_log_of_a_scenario_is_as_expected(path: Path) -> None:
+    scenario = load(path)
+    assert play(scenario) == list(scenario.expected)

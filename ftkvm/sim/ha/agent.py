@@ -32,6 +32,7 @@ class World(Protocol):
     def acts(self, agent: "Agent", action: m.Action) -> None: ...
     def tell(self, agent: "Agent", event: m.Event) -> None: ...
     def start_fails(self, uuid: str, host: str) -> bool: ...
+    def began(self, uuid: str) -> None: ...
     def guest_shuts_down_ms(self, uuid: str) -> int | None: ...
 
 
@@ -67,7 +68,7 @@ class Agent:
         """Take a turn soon: something ended."""
         if not self._woken:
             self._woken = True
-            self.after(1, 3, self._turn)
+            self.after(5, 25, self._turn)
 
     # ------------------------------------------------------------------------------------------- observe
 
@@ -88,7 +89,7 @@ class Agent:
         """A beat has arrived."""
         before = self.beats.get(sender, SILENT)
         networks = {**before.networks, network: self.host.now()}
-        self.beats[sender] = replace(before, networks=networks, capacity=capacity, solo_vms=solo_vms)
+        self.beats[sender] = m.Beats(networks, before.ping_answered, solo_vms, capacity)
 
     # ----------------------------------------------------------------------------------------------- act
 
@@ -246,12 +247,15 @@ class Agent:
             self.after(200, 1500, begin)
 
         def begin() -> None:
-            self.busy.pop(action.uuid, None)
+            if self.busy.pop(action.uuid, None) != "start":  # stopped meanwhile: its owner file is released by that
+                answer(m.Result.FAILED, "FTKVM-106")
+                return
             if self.world.start_fails(action.uuid, self.host.name):
                 answer(m.Result.FAILED, "FTKVM-106")
                 return
             memory = self.world.storage.files.vms[action.uuid].memory_mb
             self.world.qemus.start(action.uuid, self.host, memory, self.world.clock.now)
+            self.world.began(action.uuid)
             answer(m.Result.OK)
 
         def failed() -> None:

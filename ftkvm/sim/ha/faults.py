@@ -91,6 +91,15 @@ def _nothing(world: World, whom: str) -> None:
     pass
 
 
+def _broken_watchdog(world: World, host: str) -> None:
+    world.hosts[host].watchdog.broken = True
+
+
+def _all_agents(world: World, host: str) -> None:
+    for name in world.hosts:
+        world.kill_agent(name)
+
+
 def _monitoring(on: bool) -> Act:
     return lambda world, host: world.set_settings(host_monitoring=on)
 
@@ -115,6 +124,9 @@ FAULTS: dict[str, tuple[int, str, Act, Act]] = {
     "bad-starts": (4, "vm", _bad_starts, _nothing),
     "deaf-guest": (3, "vm", _deaf_guest, _nothing),
     "maintenance": (3, "host", lambda w, h: w.set_maintenance(h, True), lambda w, h: w.set_maintenance(h, False)),
+    "broken-watchdog": (0, "host", _broken_watchdog, _nothing),
+    "boot": (0, "host", World.start, _nothing),
+    "all-agents": (0, "host", _all_agents, _nothing),
     "monitoring-off": (2, "host", _monitoring(False), _monitoring(True)),
 }
 FIRST_MS, LAST_MS = 20_000, 120_000

@@ -29,6 +29,7 @@ class Hypervisors:
     """All QEMUs of the cluster, by VM."""
 
     running: dict[str, list[Qemu]] = field(default_factory=dict)
+    by_host: dict[str, list[Qemu]] = field(default_factory=dict)
 
     def of(self, uuid: str) -> list[Qemu]:
         """The living QEMUs of a VM."""
@@ -37,7 +38,10 @@ class Hypervisors:
         return found
 
     def on(self, host: Host) -> list[Qemu]:
-        return [qemu for each in self.running.values() for qemu in each if qemu.alive and qemu.host is host]
+        there = self.by_host.get(host.name, [])
+        if any(not qemu.alive for qemu in there):
+            there = self.by_host[host.name] = [qemu for qemu in there if qemu.alive]
+        return there
 
     def start(self, uuid: str, host: Host, memory_mb: int, now: int) -> Qemu:
         """A QEMU begins to run the VM.
@@ -50,8 +54,10 @@ class Hypervisors:
             raise Violation(f"{uuid} is started on {host.name} while it runs on {where}")
         made = Qemu(uuid, host, host.boot, memory_mb, now)
         self.running[uuid].append(made)
+        self.by_host.setdefault(host.name, []).append(made)
         return made
 
     def end(self, qemu: Qemu) -> None:
         if qemu in self.running.get(qemu.uuid, []):
             self.running[qemu.uuid].remove(qemu)
+            self.by_host[qemu.host.name] = [each for each in self.by_host[qemu.host.name] if each is not qemu]

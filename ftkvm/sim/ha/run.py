@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ftkvm.sim.ha.agent import Machine
 from ftkvm.sim.ha.faults import Fault, apply, draw, heal_all, responses, shape_of
 from ftkvm.sim.ha.qemu import Violation
-from ftkvm.sim.ha.world import World, step
+from ftkvm.sim.ha.world import Shape, World, step
 
 HEALED_MS = 170_000
 SETTLED_MS = 330_000
@@ -31,11 +31,18 @@ class Result:
         return "\n".join([f"ha seed {self.seed}: {self.failure}", f"  {self.shape}", *(f"  {f}" for f in self.script)])
 
 
-def run_seed(seed: int, machine: Machine = step, script: list[Fault] | None = None) -> Result:
-    """Run one seed; ``script`` replaces the faults that the seed would draw, ``machine`` the production one."""
-    shape = shape_of(seed)
+def run_seed(
+    seed: int,
+    machine: Machine = step,
+    script: list[Fault] | None = None,
+    shape: Shape | None = None,
+    cas: bool = True,
+) -> Result:
+    """Run one seed; ``script`` and ``shape`` replace what the seed would draw; ``machine``, ``cas``: breaks."""
+    shape = shape or shape_of(seed)
     faults = draw(seed, shape) if script is None else script
     world = World(seed, shape, machine)
+    world.storage.files.cas = cas
     responses(seed, world)
     apply(world, faults)
     failure = ""

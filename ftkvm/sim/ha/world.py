@@ -27,6 +27,8 @@ class Shape:
     fences: tuple[str, ...] = ()
     drift: float = 0.0
     settings: m.HaSettings = field(default_factory=lambda: m.HaSettings(isolation_addresses=(GATEWAY,)))
+    vm_memory_mb: int = 512
+    failover_host: str | None = None
 
 
 def step(state: object | None, seen: m.Seen) -> m.Turn:
@@ -60,26 +62,31 @@ class World:
         self.started: list[tuple[int, str, str, str]] = []  # (when, coordinator, VM, host) of every start asked for
         self._cluster: m.Cluster | None = None
         self._make_vms(shape.vms)
+        self.storage.files.owner_changed = self.check
         for name in names:
             self.agents[name] = Agent(self.hosts[name], self)
         self.clock.after(200, 200, self._watch)
 
     def _make_vms(self, count: int) -> None:
-        names = list(self.hosts)
+        names, memory = list(self.hosts), self.shape.vm_memory_mb
         for number in range(1, count + 1):
             host = self.hosts[names[number % len(names)]]
             uuid = f"vm{number}"
             owner = m.Owner(1, host.name, host.boot_id)
             priority = (m.Priority.HIGH, m.Priority.MEDIUM, m.Priority.LOW)[number % 3]
-            self.storage.files.vms[uuid] = m.Vm(uuid, uuid, True, owner, priority, cpu_mhz=256, memory_mb=512)
-            self.qemus.start(uuid, host, 512, 0)
+            self.storage.files.vms[uuid] = m.Vm(uuid, uuid, True, owner, priority, cpu_mhz=100, memory_mb=memory)
+            self.qemus.start(uuid, host, memory, 0)
 
     # ------------------------------------------------------------------------------------ what agents reach
 
     def cluster(self) -> m.Cluster:
         if self._cluster is None:
             self._cluster = m.Cluster(
-                tuple(self.hosts), frozenset(self.maintenance), frozenset(self.shape.fences), None, self.settings
+                tuple(self.hosts),
+                frozenset(self.maintenance),
+                frozenset(self.shape.fences),
+                self.shape.failover_host,
+                self.settings,
             )
         return self._cluster
 
@@ -163,16 +170,22 @@ class World:
         if isinstance(action, m.StartVm):
             self.started.append((self.clock.now, host.name, action.uuid, action.host))
 
-    def check(self) -> None:
-        """Whoever runs a VM owns it; never two of one (that is seen when the second one is started).
+    def check(self, uuid: str) -> None:
+        """Whoever runs a VM owns it; looked at whenever an owner file or a QEMU is made.
 
         :raises Violation: it is not so
         """
-        for uuid, each in self.qemus.running.items():
-            for qemu in each:
-                owner = self.storage.files.vms[uuid].owner
-                if qemu.alive and (owner.host, owner.boot_id) != (qemu.host.name, qemu.host.boot_id):
-                    raise Violation(f"{uuid} runs on {qemu.host.name}, its owner file says {owner}")
+        owner = self.storage.files.vms[uuid].owner
+        for qemu in self.qemus.running.get(uuid, ()):
+            if qemu.alive and (owner.host, owner.boot_id) != (qemu.host.name, qemu.host.boot_id):
+                raise Violation(f"{uuid} runs on {qemu.host.name}, its owner file says {owner}")
+
+    def began(self, uuid: str) -> None:
+        """A QEMU was started.
+
+        :raises Violation: its host does not own the VM
+        """
+        self.check(uuid)
 
     def _watch(self) -> None:
         for host in self.hosts.values():
@@ -181,7 +194,6 @@ class World:
                 self.tell(self.agents[host.name], m.Event("watchdog", f"the watchdog ends {host.name}", host.name))
                 self.crash(host.name)
                 self.clock.after(*BOOT_MS, lambda name=host.name: self.start(name))  # type: ignore[misc]
-        self.check()
         self.clock.after(200, 200, self._watch)
 
     # -------------------------------------------------------------------------------------------- what happens
@@ -262,3 +274,19 @@ class World:
     def not_running(self) -> list[str]:
         """VMs that are wanted and run nowhere."""
         return [uuid for uuid, vm in self.storage.files.vms.items() if vm.power and not self.qemus.of(uuid)]
+
+    def summary(self) -> list[str]:
+        """For people: who coordinates, what runs where, what waits."""
+        lines = [f"coordinator: {self.coordinator() or 'nobody'}; primaries: {self._primaries()}"]
+        for uuid, vm in self.storage.files.vms.items():
+            where = ", ".join(qemu.host.name for qemu in self.qemus.of(uuid)) or ("nowhere" if vm.power else "off")
+            lines.append(f"{uuid} ({vm.priority}): {where}; owner {vm.owner.number} {vm.owner.host} {vm.owner.why}")
+        who = self.coordinator()
+        status = self.agents[who].status if who is not None else None
+        lines += [f"waits: {each.name}: {each.why}" for each in status.waiting] if status is not None else []
+        lines += [f"{view.host} is {view.state}: {view.why}" for view in status.hosts] if status is not None else []
+        return lines
+
+    def _primaries(self) -> str:
+        roles = self.storage.files.roles
+        return ", ".join(roles.primaries) if roles is not None else "none"
