@@ -150,22 +150,11 @@ def test_without_the_break_the_cluster_is_fine(name: str) -> None:
     assert run_ha_seed(1, script=broken.script, shape=broken.shape).failure == ""
 
 
-KNOWN_FAILURES = {
-    44: "guard: `qemu-died` is repeated on an old reading; the late release meets a new start on this host"
-}
-
-
 @pytest.mark.parametrize("first", range(1, HA_SEEDS, 20))
 def test_seeds_of_the_cluster(first: int) -> None:
     """Small clusters only; `make soak` has the large ones."""
-    seeds = [seed for seed in range(first, first + 20) if shape_of(seed).hosts <= 4 and seed not in KNOWN_FAILURES]
+    seeds = [seed for seed in range(first, first + 20) if shape_of(seed).hosts <= 4]
     assert [result.story() for result in map(run_ha_seed, seeds) if result.failure] == []
-
-
-@pytest.mark.parametrize("seed", KNOWN_FAILURES)
-@pytest.mark.xfail(strict=True, reason="a known fault of the machine, not mended yet; see KNOWN_FAILURES")
-def test_seed_known_to_fail(seed: int) -> None:
-    assert run_ha_seed(seed).failure == ""
 
 
 CLUSTERS = [path for path in sorted(LIBRARY.iterdir()) if "kind = " not in (path / "cluster.toml").read_text()]

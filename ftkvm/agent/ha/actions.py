@@ -153,6 +153,8 @@ class Actions:
         self.stopping.add(action.uuid)
         try:
             qemu = self._qemus.look().get(action.uuid)
+            if qemu is not None and action.owner is not None:
+                return "runs again"
             if qemu is not None:
                 log.warning("%s: HA ends it here: %s", qemu.name, action.reason)
                 gone = False if action.power_off else self._shut_down(action)
@@ -160,7 +162,7 @@ class Actions:
                     raise FtkvmError("FTKVM-621", vm=qemu.name, pid=qemu.pid, host=self._world.host)
         finally:
             self.stopping.discard(action.uuid)
-        released = self._store.release(action.uuid, action.release, action.reason)
+        released = self._store.release(action.uuid, action.release, action.reason, action.owner)
         if action.release is OwnerWhy.STOPPED:
             self._store.set_power(action.uuid, on=False)
         return "released" if released else "was not ours"

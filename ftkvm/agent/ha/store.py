@@ -220,10 +220,13 @@ class HaStore:
         """The newest owner, from the datastore now."""
         return self._owner_at(uuid, self._owner_number(uuid))
 
-    def release(self, uuid: str, why: OwnerWhy, reason: str) -> bool:
-        """Note that nobody runs the VM any more; False if it was not ours, or somebody else took it meanwhile."""
+    def release(self, uuid: str, why: OwnerWhy, reason: str, number: int | None = None) -> bool:
+        """Note that nobody runs the VM any more; False if it was not ours, or somebody took it meanwhile.
+
+        :param number: the owner number this is about; any that is ours, if None
+        """
         newest = self.owner(uuid)
-        if newest.host != self._host:
+        if newest.host != self._host or number not in (None, newest.number):
             return False
         path = f"vms/{uuid}/owner/{newest.number + 1:07d}.json"
         nobody = {"host": None, "boot_id": self._boot_id, "why": str(why), "reason": reason, "at": time.time()}

@@ -135,13 +135,17 @@ def _end_all(guard: Guard, desk: Desk) -> Guard:
     return guard
 
 
-def stop(guard: Guard, desk: Desk, uuid: str, how: IsolationResponse, reason: str) -> Guard:
-    """End a VM here and release it, unless that is under way."""
+def stop(guard: Guard, desk: Desk, uuid: str, how: IsolationResponse, reason: str, owner: int | None = None) -> Guard:
+    """End a VM here and release it, unless that is under way; with ``owner`` only release it.
+
+    safety: what is concluded from a reading ("its QEMU died") holds for the owner number of that reading. A start that
+    came to this host meanwhile took the next one, and is neither ended nor released (simulator, seed 44).
+    """
     power_off = how is IsolationResponse.POWER_OFF
     if (uuid, power_off) in guard.stops or (uuid, True) in guard.stops:
         return guard
     timeout_ms = 0 if power_off else desk.settings.shutdown_timeout_ms
-    desk.ask(StopVm(uuid, power_off, timeout_ms, OwnerWhy.RELEASED, reason))
+    desk.ask(StopVm(uuid, power_off, timeout_ms, OwnerWhy.RELEASED, reason, owner))
     desk.tell("vm-stopped-here", f"{'switched off' if power_off else 'shut down'}: {reason}", desk.seen.me, uuid)
     return replace(guard, stops={**guard.stops, (uuid, power_off): desk.now + timeout_ms + _STOP_SLACK_MS})
 
@@ -169,7 +173,7 @@ def _look_after_own(guard: Guard, desk: Desk) -> Guard:
             continue
         if (vm.uuid, True) not in guard.stops:
             desk.tell("qemu-died", f"{vm.name} has no QEMU here any more; it is released", desk.seen.me, vm.uuid)
-            guard = stop(guard, desk, vm.uuid, IsolationResponse.POWER_OFF, "qemu-died")
+            guard = stop(guard, desk, vm.uuid, IsolationResponse.POWER_OFF, "qemu-died", vm.owner.number)
     return _read_own(guard, desk, frozenset(here))
 
 

@@ -295,6 +295,7 @@ class StopVm:
     timeout_ms: int
     release: OwnerWhy
     reason: str
+    owner: int | None = None  # nothing is to be ended, only released, and only while this is the newest owner number
 
 
 @dataclass(frozen=True)

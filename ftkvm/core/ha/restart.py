@@ -27,7 +27,7 @@ from ftkvm.core.ha.placing import Room
 from ftkvm.core.ha.windows import Windows
 
 IN_FLIGHT = 8
-NEXT_PRIORITY_MS = 2000
+NEXT_PRIORITY_MS = 500
 _SLOT_MS = 30_000
 _START_GIVE_UP_MS = 120_000
 _PLACED_MS = 3000

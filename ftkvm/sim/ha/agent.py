@@ -190,6 +190,9 @@ class Agent:
         if self.busy.get(action.uuid) and not action.power_off:
             self.end(action, m.Result.FAILED, code="FTKVM-501")
             return
+        if action.owner is not None and (self.busy.get(action.uuid) or mine):
+            self.end(action, m.Result.OK, "runs again")
+            return
         self.busy[action.uuid] = "stop"
         takes = self.world.guest_shuts_down_ms(action.uuid)
         if action.power_off or not mine:
@@ -207,7 +210,8 @@ class Agent:
 
         def release(files: Files) -> bool:
             owner = files.vms[action.uuid].owner
-            if owner.host == host.name and owner.boot_id == host.boot_id:
+            ours = owner.host == host.name and owner.boot_id == host.boot_id
+            if ours and action.owner in (None, owner.number):
                 files.claim_owner(action.uuid, m.Owner(owner.number + 1, None, host.boot_id, action.release))
             return True
 
