@@ -396,6 +396,16 @@ def test_an_attempt_that_met_another_owner_does_not_count() -> None:
     assert {start.attempt for _, start in one.starts} == {1}
 
 
+def test_a_host_that_could_not_be_asked_is_no_failed_attempt_and_another_one_is_asked_next() -> None:
+    one = coordinator()
+    one.vm("vm1", None)
+    one.start_result = end(m.Result.FAILED, "FTKVM-202")
+    one.run(60)
+    assert {start.attempt for _, start in one.starts} == {1}
+    assert len({start.host for _, start in one.starts[:3]}) == 3
+    assert not one.told("restart-given-up")
+
+
 def test_an_unknown_outcome_is_looked_at_before_any_new_attempt() -> None:
     one = coordinator()
     one.vm("vm1", None)

@@ -37,8 +37,8 @@ _READ_GIVE_UP_MS = 12_000
 _NO_ROOM_MS = 5000
 _FENCE_AGAIN_MS = 60_000
 _ORDER = {Priority.HIGH: 0, Priority.MEDIUM: 1, Priority.LOW: 2}
-_UNCOUNTED = frozenset({"FTKVM-103", "FTKVM-620", "FTKVM-622"})
-"""Owned by somebody else, or the host was not ready: not the VM's failure."""
+_UNCOUNTED = frozenset({"FTKVM-103", "FTKVM-202", "FTKVM-620", "FTKVM-622"})
+"""Owned by somebody else, or the host was not reached or not ready: not the VM's failure."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _start_ended(restarts: Restarts, desk: Desk, placed: Placed, ended: Ended) -
         desk.tell("restart-unknown", f"{start.name}: {after.why}", start.host, start.uuid, code=ended.code)
     elif ended.code in _UNCOUNTED:
         pause = 0 if ended.code == "FTKVM-103" else settings.retry_first_ms
-        after = replace(after, next_ms=desk.now + pause, why=said, failed_on=(start.host,))
+        after = replace(after, next_ms=desk.now + pause, why=said, failed_on=(*before.failed_on, start.host)[-3:])
     else:
         after = _failed(after, desk, start, said)
     gone = {**restarts.placed, start.uuid: replace(placed, ended_ms=desk.now)}
