@@ -181,6 +181,21 @@ def test_without_a_good_write_for_eight_seconds_ordinary_vms_are_switched_off_an
     assert {stop.uuid for _, stop in one.stops} == {"vm1"}
 
 
+def test_a_pairs_copy_that_has_just_won_is_given_two_seconds_for_the_next_heartbeat() -> None:
+    """Its arbitration file needs an answer of the datastore: the heartbeat is on its way too."""
+    one = Alone()
+    one.local.append(m.LocalVm("pair", "primary"))
+    one.run(10)
+    lost, one.datastore = one.now, m.Result.UNKNOWN
+    one.run(9)
+    one.local[:] = [m.LocalVm("pair", "solo")]
+    one.run(1)
+    assert not one.stops
+    one.run(4)
+    assert {stop.uuid for _, stop in one.stops} == {"pair"}
+    assert 10_000 < one.stops[0][0] - lost < 13_000
+
+
 def test_a_write_that_ends_late_counts_from_its_begin() -> None:
     one = Alone()
     one.run(5)

@@ -29,6 +29,13 @@ _GIVE_UP_MS = 6000
 _LOOK_EVERY_MS = 30_000
 _AGAIN_MS = 2000
 _STOP_SLACK_MS = 60_000
+NEW_HERE_MS = 2000
+"""A VM that has just become an ordinary one here is not ended for so long while no heartbeat is young enough.
+
+safety: that is a copy of a pair that has won its epoch a moment ago, which takes an answer of the datastore: where all
+hosts had lost it, the next heartbeat is on its way, and without this the survivor of a pair was ended by HA (seen). The
+watchdog is not petted meanwhile and so still ends the host within the lease time; without one nobody takes over.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Guard:
     missing: Mapping[str, int] = field(default_factory=dict)
     strangers: frozenset[str] = frozenset()
     lost: bool = False
+    solo_since: Mapping[str, int] = field(default_factory=dict)
 
     def ok(self, desk: Desk) -> bool:
         """Whether this host's last good heartbeat is young enough to run VMs, and to act for others."""
@@ -70,6 +78,8 @@ def look(guard: Guard, desk: Desk, isolated: bool) -> Guard:
     """Take in ends, write the heartbeat, pet the watchdog, end VMs that must not go on."""
     guard = _written(guard, desk)
     guard = _write(guard, desk, isolated)
+    since = {vm.uuid: guard.solo_since.get(vm.uuid, desk.now) for vm in solo(desk)}
+    guard = replace(guard, solo_since=since) if since != guard.solo_since else guard
     stops = dict(guard.stops)
     for action, _ended in desk.ends(StopVm):
         if stops.get((action.uuid, action.power_off)) is not None:
@@ -130,7 +140,8 @@ def _end_all(guard: Guard, desk: Desk) -> Guard:
                   desk.seen.me)  # fmt: skip
         guard = replace(guard, lost=True)
     for vm in solo(desk):
-        if vm.state != "starting":  # nothing to end yet; if it comes to run, it is ended then
+        new = desk.now - guard.solo_since.get(vm.uuid, desk.now) < NEW_HERE_MS
+        if vm.state != "starting" and not new:  # nothing to end yet; if it comes to run, it is ended then
             guard = stop(guard, desk, vm.uuid, IsolationResponse.POWER_OFF, "datastore-lost")
     return guard
 
