@@ -50,6 +50,9 @@ class Agent:
         self.watchdog_ms = 0
         self.status: m.Status | None = None
         self._woken = False
+        self._looked: list[Qemu] | None = None
+        self._local: tuple[m.LocalVm, ...] = ()
+        self._used_mb = 0
         self.after(1, 900, self._beat)
 
     # ---------------------------------------------------------------------------------------------- time
@@ -73,17 +76,28 @@ class Agent:
     # ------------------------------------------------------------------------------------------- observe
 
     def local(self) -> tuple[m.LocalVm, ...]:
-        there = {qemu.uuid: m.LocalVm(qemu.uuid) for qemu in self.world.qemus.on(self.host)}
+        self._look()
+        if not self.busy:
+            return self._local
+        there = {vm.uuid: vm for vm in self._local}
         for uuid, what in self.busy.items():
             if what == "start" and uuid not in there:
                 there[uuid] = m.LocalVm(uuid, state="starting")
         return tuple(there.values())
 
+    def _look(self) -> None:
+        """Reckon again what follows from the QEMUs here, if they are not those of the last look."""
+        qemus = self.world.qemus.on(self.host)
+        if qemus is not self._looked:
+            self._looked = qemus
+            self._local = tuple(m.LocalVm(qemu.uuid) for qemu in qemus)
+            self._used_mb = sum(qemu.memory_mb for qemu in qemus)
+
     def capacity(self) -> m.HostCapacity:
-        used = sum(qemu.memory_mb for qemu in self.world.qemus.on(self.host))
+        self._look()
         mount = self.world.storage.mounts[self.host.name]
         fine = mount in ("ok", "slow")
-        return m.HostCapacity(self.host.cpu_mhz, self.host.memory_mb - used, compatible=fine, why_not=mount)
+        return m.HostCapacity(self.host.cpu_mhz, self.host.memory_mb - self._used_mb, compatible=fine, why_not=mount)
 
     def heard(self, sender: str, network: str, capacity: m.HostCapacity, solo_vms: int) -> None:
         """A beat has arrived."""

@@ -24,6 +24,9 @@ class Qemu:
         return self.host.up and self.host.boot == self.boot
 
 
+_NONE: list[Qemu] = []
+
+
 @dataclass
 class Hypervisors:
     """All QEMUs of the cluster, by VM."""
@@ -38,9 +41,11 @@ class Hypervisors:
         return found
 
     def on(self, host: Host) -> list[Qemu]:
-        there = self.by_host.get(host.name, [])
-        if any(not qemu.alive for qemu in there):
-            there = self.by_host[host.name] = [qemu for qemu in there if qemu.alive]
+        """A list that is never changed in place: as long as it is the same one, the same QEMUs live."""
+        there = self.by_host.get(host.name, _NONE)
+        # those of one host live and die together, with its boot; what ended alone was taken out
+        if there and not there[-1].alive:
+            there = self.by_host[host.name] = _NONE
         return there
 
     def start(self, uuid: str, host: Host, memory_mb: int, now: int) -> Qemu:
@@ -54,7 +59,7 @@ class Hypervisors:
             raise Violation(f"{uuid} is started on {host.name} while it runs on {where}")
         made = Qemu(uuid, host, host.boot, memory_mb, now)
         self.running[uuid].append(made)
-        self.by_host.setdefault(host.name, []).append(made)
+        self.by_host[host.name] = [*self.on(host), made]
         return made
 
     def end(self, qemu: Qemu) -> None:
