@@ -104,14 +104,15 @@ class World:
         """One beat to every other host over every network."""
         name, capacity = sender.host.name, sender.capacity()
         solo = sum(1 for vm in sender.local() if vm.role == "solo")
+        same: dict[tuple[int, str], m.Beats] = {}
 
         def arrive() -> None:
             for other, agent in self.agents.items():
                 if other == name or not agent.alive or not agent.host.runs or agent.boot != agent.host.boot:
                     continue
                 for network in self.shape.networks:
-                    if self.connected(name, other, network):
-                        agent.heard(name, network, capacity, solo)
+                    if not self.cut or self.connected(name, other, network):
+                        agent.heard(name, network, capacity, solo, same)
 
         self.clock.after(1, 8, arrive)
 
