@@ -29,6 +29,10 @@ DOMAIN = """<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory
 <interface type='bridge'><source bridge='br-vm'/><model type='virtio'/>{driver}</interface></devices></domain>"""
 
 
+HOUSEKEEPING = {"hosts", "leases", "roles", "history"}
+"""What agents write on their own, whatever an operator does."""
+
+
 @dataclass(frozen=True)
 class Said:
     """What a command of ``ftkvm`` ended with."""
@@ -193,7 +197,7 @@ class Seat:
         files = {
             str(path.relative_to(self.datastore)): path.stat().st_size
             for path in self.datastore.rglob("*")
-            if path.is_file() and "/hosts/" not in str(path) and not path.name.startswith(".")
+            if path.is_file() and not HOUSEKEEPING & set(path.parts) and not path.name.startswith(".")
         }
         rest = {host.name: _host_state(host) for host in self.hosts if host.running}
         return {"datastore": files, **rest}

@@ -247,7 +247,8 @@ def test_datastore_hung_on_the_primary(seat: Seat, vm: str, one: Host) -> None:
         entry = next(entry for entry in seat.ok("vm", "list") if entry["name"] == vm)
         assert (entry["state"], entry["host"]) == ("running", one.name)
     with hung(seat, one):
-        refused(seat.run("vm", "start", vm), "FTKVM-103")
+        said = seat.run("vm", "start", vm)  # the agent that answers may be the one whose datastore hangs
+        assert (said.code, said.status) in (("FTKVM-103", 1), ("FTKVM-306", 6)), said.err
 
 
 def test_agents_and_libvirtd_restarted(seat: Seat, vm: str, one: Host) -> None:
