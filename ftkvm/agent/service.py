@@ -19,6 +19,7 @@ from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import Pairs, VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostEntry
+from ftkvm.core.ha.model import OwnerWhy
 from ftkvm.core.ha.settings import kept_empty
 from ftkvm.core.move import choose
 from ftkvm.core.states import FtReason, FtState, row_of
@@ -302,8 +303,18 @@ class Service:
         cold_epoch: int | None = None,
         cold_winner: str | None = None,
     ) -> Json:
-        """Begin to start a VM here; see :meth:`Vms.start`."""
+        """Begin to start a VM here; see :meth:`Vms.start`.
+
+        safety: HA never starts a VM that has FT on. Pair records and owner files do not name boot ids of one moment
+        yet, so a host that had been booted once looked like one that had lost its copy, and a VM ran twice (seen in the
+        lab). Until they do, a pair goes on by itself, and when both copies are gone an operator's `vm start`, which
+        asks every host, starts it.
+
+        :raises FtkvmError: FTKVM-119
+        """
         record = self.vms.find(uuid)
+        if why == OwnerWhy.RESTARTED and record.ft_enabled:
+            raise FtkvmError("FTKVM-119", vm=record.name)
 
         def work(progress: Progress) -> None:
             self.vms.start(record, owner, progress, why=why, cold_epoch=cold_epoch, cold_winner=cold_winner)
