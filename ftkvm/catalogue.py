@@ -262,7 +262,6 @@ CATALOGUE: dict[str, Message] = dict(
            "The agent there goes on with it as soon as it answers; if the host is lost, HA starts the VM again. `ftkvm vm list` shows it.", 5),
         _m("FTKVM-655", "no host can take VM {vm}: {reasons}", "Every other host has a reason not to run it.",
            "Mend one of the reasons, or stop the VM."),
-        _m("FTKVM-656", "host {host} is in maintenance already", "It was put there before.", "`ftkvm host maintenance exit {host}` brings it back."),
         _m("FTKVM-657", "host {host} is not in maintenance", "There is nothing to leave.", "`ftkvm host list` shows the hosts' states."),
         _m("FTKVM-658", "host {host} still runs {vms}", "These VMs could not be moved off it: {reasons}.",
            "The host stays marked, and takes no new VM. Stop or move them and run the command again, or `ftkvm host maintenance exit {host}`."),

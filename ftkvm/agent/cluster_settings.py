@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftkvm.agent.admission import Admission, Now, room_of
-from ftkvm.agent.cluster import commit_config
+from ftkvm.agent.configuration import publish
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded
@@ -16,6 +16,9 @@ from ftkvm.core.ha import admission as rules_of
 from ftkvm.core.ha import budget, capacity, settings, whatif
 from ftkvm.core.ha.setting import BadSetting, Kind, Setting, Value
 from ftkvm.ports import Json
+
+if TYPE_CHECKING:
+    from ftkvm.agent.service import Places
 
 
 class ClusterSettings:
@@ -55,9 +58,7 @@ class ClusterSettings:
             raise FtkvmError("FTKVM-635", name=error.name, detail=error.detail) from error
         self._require_hosts(changed, words, config.hosts)
         if changed != config.settings:
-            new = replace(config, version=config.version + 1, settings=changed)
-            if not bounded(self._ctx, lambda: commit_config(self._ctx.datastore, new), "configuration"):
-                raise FtkvmError("FTKVM-606")
+            publish(self._ctx, config, settings=changed)
         return {**self.show(), "changed": sorted(map(settings.cluster_name, words))}
 
     def _require_hosts(self, changed: Mapping[str, Any], words: Mapping[str, str], hosts: Mapping[str, object]) -> None:
@@ -68,9 +69,12 @@ class ClusterSettings:
 
     # what it comes to
 
-    def validate(self) -> Json:
-        """Validity with reasons, the figures of the policy, and what is wrong with the settings (HA-13, HA-14)."""
-        now = self._admission.now()
+    def validate(self, places: "Places | None" = None) -> Json:
+        """Validity with reasons, the figures of the policy, and what is wrong with the settings (HA-13, HA-14).
+
+        :param places: which VMs run where, if the caller has just asked
+        """
+        now = self._admission.now(places)
         given = now.config.settings
         validity = rules_of.validity(now.hosts, now.loads, now.rules)
         slots = capacity.reckon(now.hosts, now.loads, now.rules)

@@ -5,7 +5,7 @@ from typing import Any
 from ftkvm.agent.cluster_settings import ClusterSettings
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.gather import Answers, gather
-from ftkvm.agent.service import Service
+from ftkvm.agent.service import Places, Service
 from ftkvm.catalogue import FtkvmError
 from ftkvm.core.ha.settings import vm_settings
 from ftkvm.ports import Json
@@ -25,7 +25,8 @@ class ClusterView:
     def status(self) -> Json:
         """Validity, advanced runtime info, coordinator, hosts with role and state, VMs, what waits, last events."""
         said = gather(self._ctx, "/v1/local/ha")
-        validity = self._settings.validate()
+        places = self._service.places()
+        validity = self._settings.validate(places)
         coordinator, term = _coordinator(said)
         views = _views(said, coordinator)
         events = _events(said)
@@ -35,7 +36,7 @@ class ClusterView:
             "term": term,
             "validity": validity,
             "hosts": [self._host(entry, said, views) for entry in self._service.hosts()],
-            "vms": self._vms(events),
+            "vms": self._vms(events, places),
             "waiting": _waiting(said, coordinator),
             "events": events[-_RECENT:],
         }
@@ -66,11 +67,11 @@ class ClusterView:
             "datastore": entry.get("datastore"),
         }
 
-    def _vms(self, events: list[Json]) -> list[Json]:
+    def _vms(self, events: list[Json], places: Places) -> list[Json]:
         settings = self._ctx.cluster.current().settings
         records = {record.uuid: record for record in self._service.vms.records()}
         found = []
-        for entry in self._service.list_vms():
+        for entry in self._service.list_vms(places):
             record = records.get(str(entry["uuid"]))
             values = vm_settings(settings, record.ha if record is not None else {})
             last = [event for event in events if event["event"] in _RESTARTS and event.get("vm") == entry["name"]]

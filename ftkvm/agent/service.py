@@ -8,7 +8,7 @@ from typing import Any
 from ftkvm.adapters.power import AGENT_NAME
 from ftkvm.agent import ft_checks
 from ftkvm.agent.admission import Admission
-from ftkvm.agent.cluster import commit_config
+from ftkvm.agent.configuration import publish
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.gather import Answers, gather
 from ftkvm.agent.migrate import MIGRATE_TIMEOUT_S, Migration
@@ -18,7 +18,7 @@ from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import Pairs, VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
-from ftkvm.config import HostEntry
+from ftkvm.config import ClusterConfig, HostEntry
 from ftkvm.core.ha.model import OwnerWhy
 from ftkvm.core.ha.settings import kept_empty
 from ftkvm.core.move import choose
@@ -65,9 +65,9 @@ class Service:
                 copies.setdefault(str(entry["uuid"]), []).append((host, entry))
         return Places(copies, silent)
 
-    def list_vms(self) -> list[Json]:
-        """All registered VMs: where the main copy runs, and whether FT is on."""
-        places = self.places()
+    def list_vms(self, places: Places | None = None) -> list[Json]:
+        """All registered VMs: where the main copy runs, and whether FT is on. ``places``: if just asked."""
+        places = places or self.places()
         return [self._vm_entry(record, places) for record in self.vms.records()]
 
     def _vm_entry(self, record: VmRecord, places: Places) -> Json:
@@ -120,11 +120,7 @@ class Service:
             raise FtkvmError("FTKVM-214", host=name, vms=", ".join(str(vm["name"]) for vm in answer["vms"]))
         config = self._ctx.cluster.current(fresh=True)
         hosts = {key: entry for key, entry in config.hosts.items() if key != name}
-        changed = replace(config, version=config.version + 1, hosts=hosts)
-        if not bounded(self._ctx, lambda: commit_config(self._ctx.datastore, changed), "configuration"):
-            raise FtkvmError("FTKVM-606")
-        self._ctx.cluster.current(fresh=True)
-        return {"host": name, "version": changed.version}
+        return {"host": name, "version": publish(self._ctx, config, hosts=hosts).version}
 
     def set_fence(self, name: str, parameters: dict[str, str]) -> Json:
         """Set a host's power fencing device, or take it away (no parameters).
@@ -133,14 +129,10 @@ class Service:
         """
         if parameters and not AGENT_NAME.fullmatch(parameters.get("agent", "")):
             raise FtkvmError("FTKVM-605", option="agent", detail="the name of a program of fence-agents is needed")
-        self._ctx.cluster.host(name)
-        config = self._ctx.cluster.current(fresh=True)
-        hosts = {**config.hosts, name: replace(config.hosts[name], fence=parameters)}
-        changed = replace(config, version=config.version + 1, hosts=hosts)
-        if not bounded(self._ctx, lambda: commit_config(self._ctx.datastore, changed), "configuration"):
-            raise FtkvmError("FTKVM-606")
-        self._ctx.cluster.current(fresh=True)
-        return {"host": name, "agent": parameters.get("agent"), "keys": sorted(parameters), "version": changed.version}
+        config, entry = self._known_host(name)
+        hosts = {**config.hosts, name: replace(entry, fence=parameters)}
+        version = publish(self._ctx, config, hosts=hosts).version
+        return {"host": name, "agent": parameters.get("agent"), "keys": sorted(parameters), "version": version}
 
     # VMs
 
@@ -160,7 +152,7 @@ class Service:
             FTKVM-630 … 633 the room kept for restarts would be used up
         """
         record = self.vms.find(name)
-        if host is not None and self._known_host(host).maintenance:
+        if host is not None and self._known_host(host)[1].maintenance:
             raise FtkvmError("FTKVM-659", host=host)
         number, _owner = self.vms.owner(record.uuid)  # before looking: a start in between then takes the next number
         places = self.places()
@@ -214,36 +206,29 @@ class Service:
     def maintenance(self, name: str, *, on: bool) -> Json:
         """Mark a host for maintenance and move its VMs off (the operation is returned), or bring it back.
 
-        :raises FtkvmError: FTKVM-201, FTKVM-656/657 it is so already, FTKVM-202 it does not answer
+        :raises FtkvmError: FTKVM-201, FTKVM-657 it is not in maintenance, FTKVM-202 it does not answer, FTKVM-606
         """
-        entry = self._known_host(name)
+        config, entry = self._known_host(name)
         if on and not entry.maintenance:
             self._ctx.peers.call(name, "GET", "/v1/health", None, 3.0)
         if not on and not entry.maintenance:
             raise FtkvmError("FTKVM-657", host=name)
-        self._change_host(replace(entry, maintenance=on))
+        if entry.maintenance != on:
+            publish(self._ctx, config, hosts={**config.hosts, name: replace(entry, maintenance=on)})
         if not on:
             return {"host": name, "maintenance": False}
         return self._ctx.peers.call(name, "POST", "/v1/local/evacuate", {}, _HAND_OVER_TIMEOUT_S)
 
-    def _known_host(self, name: str) -> HostEntry:
-        """A host as the datastore has it now.
+    def _known_host(self, name: str) -> tuple[ClusterConfig, HostEntry]:
+        """The configuration as the datastore has it now, and a host of it.
 
         :raises FtkvmError: FTKVM-201
         """
-        entry = self._ctx.cluster.current(fresh=True).hosts.get(name)
+        config = self._ctx.cluster.current(fresh=True)
+        entry = config.hosts.get(name)
         if entry is None:
             raise FtkvmError("FTKVM-201", host=name)
-        return entry
-
-    def _change_host(self, entry: HostEntry) -> None:
-        config = self._ctx.cluster.current(fresh=True)
-        if config.hosts.get(entry.name) == entry:
-            return
-        changed = replace(config, version=config.version + 1, hosts={**config.hosts, entry.name: entry})
-        if not bounded(self._ctx, lambda: commit_config(self._ctx.datastore, changed), "configuration"):
-            raise FtkvmError("FTKVM-606")
-        self._ctx.cluster.current(fresh=True)
+        return config, entry
 
     def enable(self, name: str, secondary: str | None) -> Json:
         """Turn FT on; returns the operation.
