@@ -4,16 +4,13 @@ Makes a cluster of its own beside the lab's main hosts, and removes it at the en
 """
 
 import argparse
-import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import ha_trials, soak
 from ftkvm.lab.ha_ground import Ground, HaOutcome, as_json, judged, watched
 from ftkvm.lab.ha_stage import staged
@@ -23,22 +20,18 @@ REPORT = Path("build/ha-soak.json")
 Trial = Callable[[Ground], HaOutcome]
 
 
-def _frozen_with_fence(ground: Ground) -> HaOutcome:
-    host = ha_trials.bystander(ground.stage)
-    ha_trials.rearm(ground.stage, host, watchdog=False, fence=True)
-    try:
-        return ha_trials.host_frozen(ground, host)
-    finally:
-        ha_trials.rearm(ground.stage, host, watchdog=True, fence=False)
+def _frozen(trial: Callable[[Ground, str], HaOutcome], *, fence: bool) -> Trial:
+    """A trial on a host without a watchdog, which has one again afterwards."""
 
+    def run_it(ground: Ground) -> HaOutcome:
+        host = ha_trials.bystander(ground.stage)
+        ha_trials.rearm(ground.stage, host, watchdog=False, fence=fence)
+        try:
+            return trial(ground, host)
+        finally:
+            ha_trials.rearm(ground.stage, host, watchdog=True, fence=False)
 
-def _frozen_with_neither(ground: Ground) -> HaOutcome:
-    host = ha_trials.bystander(ground.stage)
-    ha_trials.rearm(ground.stage, host, watchdog=False, fence=False)
-    try:
-        return ha_trials.host_frozen_unsafe(ground, host)
-    finally:
-        ha_trials.rearm(ground.stage, host, watchdog=True, fence=False)
+    return run_it
 
 
 TRIALS: dict[str, Trial] = {
@@ -50,8 +43,8 @@ TRIALS: dict[str, Trial] = {
     "storage-fail": lambda ground: ha_trials.storage_lost(ground, "fail"),
     "agent-frozen": ha_trials.agent_frozen,
     "host-frozen-watchdog": ha_trials.host_frozen,
-    "host-frozen-fence": _frozen_with_fence,
-    "host-frozen-unsafe": _frozen_with_neither,
+    "host-frozen-fence": _frozen(ha_trials.host_frozen, fence=True),
+    "host-frozen-unsafe": _frozen(ha_trials.host_frozen_unsafe, fence=False),
     "maintenance": ha_trials.maintenance,
 }
 
@@ -111,25 +104,8 @@ def options_of(words: Sequence[str]) -> argparse.Namespace:
 def main(words: Sequence[str]) -> int:
     """0 when everything held."""
     options = options_of(words)
-    started = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - started:6.1f} s] {text}", flush=True)
-
     report: dict[str, Any] = {"machine": soak.machine()}
-    try:
-        run(options, report, say)
-    except FtkvmError as error:
-        report["error"] = error.to_json()
-        say(f"{error}\n  cause:  {error.cause}\n  remedy: {error.remedy}")
-    finally:
-        report["total_s"] = round(time.monotonic() - started, 1)
-        options.report.parent.mkdir(exist_ok=True)
-        options.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
-    wrong = judge(report)
-    say("not as promised:\n  " + "\n  ".join(wrong) if wrong else "all held")
-    print(f"Figures: {options.report}")
-    return 1 if wrong else 0
+    return soak.reported(options.report, report, lambda say: run(options, report, say), judge)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -206,28 +206,35 @@ def options_of(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def main(words: Sequence[str]) -> int:
-    """0 when everything held."""
-    options = options_of(words)
+def reported(
+    path: Path, report: dict[str, Any], work: Callable[[Say], None], judge: Callable[[dict[str, Any]], list[str]]
+) -> int:
+    """Runs ``work``, which fills ``report``, and writes that to ``path`` however it ends; 0 when everything held."""
     started = time.monotonic()
 
     def say(text: str) -> None:
         print(f"[{time.monotonic() - started:6.1f} s] {text}", flush=True)
 
-    report: dict[str, Any] = {"seed": options.seed, "disk_size": options.disk_size, "machine": machine()}
     try:
-        soak(options, report, say)
+        work(say)
     except FtkvmError as error:
         report["error"] = error.to_json()
         say(f"{error}\n  cause:  {error.cause}\n  remedy: {error.remedy}")
     finally:
         report["total_s"] = round(time.monotonic() - started, 1)
-        options.report.parent.mkdir(exist_ok=True)
-        options.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
     wrong = judge(report)
     say("not as promised:\n  " + "\n  ".join(wrong) if wrong else "all held")
-    print(f"Figures: {options.report}")
+    print(f"Figures: {path}")
     return 1 if wrong else 0
+
+
+def main(words: Sequence[str]) -> int:
+    """0 when everything held."""
+    options = options_of(words)
+    report: dict[str, Any] = {"seed": options.seed, "disk_size": options.disk_size, "machine": machine()}
+    return reported(options.report, report, lambda say: soak(options, report, say), judge)
 
 
 if __name__ == "__main__":
