@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ftkvm.core.ha.desk import PAUSE_MS as GAP_MS
+from ftkvm.core.ha.desk import PAUSE_MS
 from ftkvm.core.ha.liveness import MARGIN_MS
 from ftkvm.core.ha.setting import BadSetting
 from ftkvm.core.ha.settings import FAILURE, INTERVAL, PING_MS, SENSITIVITY_S, in_force, isolation_ms, values
@@ -56,7 +56,7 @@ def breaches(settings: Mapping[str, Any]) -> list[Breach]:
                  "a host would stop its VMs because of two slow writes"),
         _at_most("ha.watchdog_ms", 2 * interval + WRITE_MS, dog, f"2 * {INTERVAL} {interval} + {WRITE_MS}",
                  f"ha.watchdog_ms {dog}", "the watchdog would end a host that is only busy"),
-        _at_most(INTERVAL, 2 * interval, GAP_MS, f"2 * {INTERVAL} {interval}", f"read gap {GAP_MS}",
+        _at_most(INTERVAL, 2 * interval, PAUSE_MS, f"2 * {INTERVAL} {interval}", f"read gap {PAUSE_MS}",
                  "one late read would make a host count a failed one anew, so restarts could be put off for ever"),
         _at_most("ha.retry_first_ms", n["ha.retry_first_ms"], n["ha.retry_most_ms"],
                  f"ha.retry_first_ms {n['ha.retry_first_ms']}", f"ha.retry_most_ms {n['ha.retry_most_ms']}",
