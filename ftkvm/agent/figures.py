@@ -86,3 +86,21 @@ class FailoverFigures:
             if self.last_checkpoint
             else None,
         }
+
+
+def failover_times(record: dict[str, Any], killed_at: float, ahead_s: float) -> dict[str, Any]:
+    """The parts of a failover in ms, on this host's clock. ``record``: the winner's, whose clock is ``ahead_s`` ahead.
+
+    ``measured_gap_ms`` is from the kill to the moment the other copy runs: what a client notices beside its own
+    retransmission. All None if the winner wrote no record.
+    """
+    if not record:
+        return {"measured_gap_ms": None, "detection_ms": None, "arbitration_ms": None, "promote_ms": None}
+    detection_ms = max(0.0, (float(record["at"]) - ahead_s - killed_at) * 1000)
+    live_ms = record.get("promote_ms")
+    return {
+        "measured_gap_ms": round(detection_ms + float(live_ms), 1) if live_ms is not None else None,
+        "detection_ms": round(detection_ms, 1),
+        "arbitration_ms": record.get("arbitration_ms"),
+        "promote_ms": live_ms,
+    }

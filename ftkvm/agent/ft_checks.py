@@ -15,12 +15,12 @@ from ftkvm.ports import DatastoreUnreachable
 _CONNECT_TIMEOUT_S = 1.0
 
 
-def require_suitable(ctx: AgentContext, record: VmRecord) -> None:
-    """The running domain is one the engine can carry.
+def require_suitable(ctx: AgentContext, record: VmRecord, definition: str | None = None) -> None:
+    """The running domain is one the engine can carry; of a VM that is off, its ``definition``.
 
     :raises FtkvmError: FTKVM-120 … 130, the first reason; the others are in its parameter ``also``
     """
-    xml = ctx.libvirt.xml(record.uuid)
+    xml = definition or ctx.libvirt.xml(record.uuid)
     files = disk_files(xml).values()
     images = bounded(ctx, lambda: _image_facts(list(files)), "images of " + record.name, 10.0)
     rules = Rules(datastore=str(ctx.config.datastore), bridge=ctx.config.vm_bridges[0])

@@ -147,7 +147,7 @@ class Migration:
         """
         record, ctx = self._record, self._ctx
         if record.ft_enabled:
-            raise FtkvmError("FTKVM-110", vm=record.name, action="migrating it by hand")
+            raise FtkvmError("FTKVM-110", vm=record.name, action="migrating one copy live")
         info = ctx.libvirt.domain(record.uuid)
         if info is None or info.state != "running":
             raise FtkvmError("FTKVM-102", vm=record.name)

@@ -33,6 +33,8 @@ class Operation:
     error: Json | None
     started_at: float
     ended_at: float | None = None
+    result: Json | None = None
+    """What it found out, of an operation that measures something."""
 
 
 class Operations:
@@ -60,8 +62,8 @@ class Operations:
                 self._write(operation)
             self._known[operation.id] = operation
 
-    def start(self, kind: str, vm: str, uuid: str, work: Callable[[Progress], None]) -> Operation:
-        """Run ``work(progress)`` in a worker.
+    def start(self, kind: str, vm: str, uuid: str, work: Callable[[Progress], Json | None]) -> Operation:
+        """Run ``work(progress)`` in a worker; what it returns is the operation's result.
 
         :raises FtkvmError: FTKVM-501, another operation runs on this VM here
         """
@@ -93,26 +95,27 @@ class Operations:
         except KeyError:
             raise FtkvmError("FTKVM-502", operation=operation_id) from None
 
-    def _run(self, name: str, work: Callable[[Progress], None]) -> None:
+    def _run(self, name: str, work: Callable[[Progress], Json | None]) -> None:
         def progress(step: int, steps: int, text: str) -> None:
             with self._lock:
                 self._keep(replace(self._known[name], step=step, steps=steps, text=text))
 
         try:
-            work(progress)
+            result = work(progress)
         except FtkvmError as error:
             self._end(name, "failed", error)
         except Exception as error:
             log.exception("operation %s", name)
             self._end(name, "failed", FtkvmError("FTKVM-900", detail=f"{type(error).__name__}: {error}"))
         else:
-            self._end(name, "done", None)
+            self._end(name, "done", None, result)
 
-    def _end(self, name: str, state: str, error: FtkvmError | None) -> None:
+    def _end(self, name: str, state: str, error: FtkvmError | None, result: Json | None = None) -> None:
         with self._lock:
             operation = self._known[name]
             log.info("%s of %s: %s%s", operation.kind, operation.vm, state, f": {error}" if error else "")
-            self._keep(replace(operation, state=state, error=error.to_json() if error else None, ended_at=time.time()))
+            said = error.to_json() if error else None
+            self._keep(replace(operation, state=state, error=said, ended_at=time.time(), result=result))
 
     def _keep(self, operation: Operation) -> None:
         self._known[operation.id] = operation

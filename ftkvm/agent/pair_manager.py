@@ -25,6 +25,7 @@ from . import fitness
 from .cold_start import ColdStart
 from .context import AgentContext
 from .figures import DEFAULT_INTERVAL_MS
+from .pair_life import PairLife
 from .pair_secondary import prepare
 from .pair_worker import PairWorker
 from .placing import choose_host, own_facts
@@ -55,6 +56,7 @@ class PairManager:
         self._retry_s: dict[str, float] = {}
         self.refusals: dict[str, str] = {}
         self._subscription: Any = None
+        self.life = PairLife(self)
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -188,6 +190,10 @@ class PairManager:
             worker.operation_name = None
             worker.operation_lock.release()
 
+    def protect_in_turn(self, worker: PairWorker, secondary: str, progress: Progress) -> PairDoc:
+        """:meth:`protect` again, as a part of an operation that holds the lock."""
+        return self._protect(worker, secondary, progress, enabling=False)
+
     def _protect(self, worker: PairWorker, secondary: str, progress: Progress, enabling: bool) -> PairDoc:
         store = worker.store
         if enabling:
@@ -242,13 +248,17 @@ class PairManager:
             worker.spec = None
         worker.poller.refresh(2.0)
 
-    def turn_off(self, vm_uuid: str, progress: Progress) -> None:
+    def turn_off(self, vm_uuid: str, progress: Progress, *, disable: bool = False) -> None:
         """Turn FT off: secondary gone, disks merged back, the domain as before.
+
+        ``disable``: the wish for FT and the secondary's place are kept, for `ftkvm enable` to take up (FT-08).
 
         :raises FtkvmError: FTKVM-402 not on, FTKVM-530 asked for on the secondary's host, FTKVM-501
         """
+        store = PairStore(self.ctx.datastore, vm_uuid)
+        kept = self._place(store) if disable else None
         if vm_uuid not in self.domains.running():
-            turn_off_stopped(self._cold(vm_uuid), progress)
+            turn_off_stopped(self._cold(vm_uuid), progress, kept)
             return
         worker = self.workers.get(vm_uuid)
         if worker is None:
@@ -258,9 +268,14 @@ class PairManager:
         wanted = (self._read(worker.store.vm) or {}).get("ft", {}).get("enabled")
         if not wanted and self._read(worker.store.operation) is None:  # else one was cut off: carry it on
             raise FtkvmError("FTKVM-402", vm=worker.name)
-        with self._exclusively(worker, "turn-off"):
-            turn_off(self.ctx, worker, progress)
+        with self.exclusively(worker, "turn-off"):
+            turn_off(self.ctx, worker, progress, kept)
         worker.poller.refresh(2.0)
+
+    def _place(self, store: PairStore) -> dict[str, Any]:
+        """What `disable` keeps of a pair: the host of its secondary."""
+        pair = self._read(store.latest)
+        return {"secondary": pair.peer_of(self.ctx.host).host if pair is not None else None}
 
     def _cold(self, vm_uuid: str) -> ColdStart:
         store = PairStore(self.ctx.datastore, vm_uuid)
@@ -269,7 +284,7 @@ class PairManager:
         return ColdStart(self.ctx, str(vm.get("name", vm_uuid)), store, xml or "")
 
     @contextmanager
-    def _exclusively(self, worker: PairWorker, name: str) -> Iterator[None]:
+    def exclusively(self, worker: PairWorker, name: str) -> Iterator[None]:
         """The operation lock, from whatever runs: that is cancelled, and undoes itself first.
 
         :raises FtkvmError: FTKVM-501 it did not end in time
@@ -300,7 +315,7 @@ class PairManager:
             yield
             return
         worker = worker or self._adopt(vm_uuid, name)
-        with self._exclusively(worker, "start"):
+        with self.exclusively(worker, "start"):
             with worker.turn_lock:  # a turn that began before it could see the lock
                 worker.forget_copy()
             yield
@@ -320,7 +335,7 @@ class PairManager:
         worker = self.workers.get(vm_uuid)
         if worker is None:
             return False
-        with self._exclusively(worker, "power-off"):
+        with self.exclusively(worker, "power-off"):
             pair = self._read(worker.store.latest)
             if pair is not None and worker.spec is not None and worker.spec.epoch == pair.epoch:
                 winner = self._run(
@@ -405,6 +420,14 @@ class PairManager:
         @router.post("/v1/peer/pairs/{uuid}/destroy")
         def peer_destroy(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
             return self._destroy_for_peer(uuid, int(request["epoch"]), str(request["reason"]))
+
+        @router.post("/v1/peer/pairs/{uuid}/end-secondary")
+        def peer_end_secondary(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+            return self.life.end_secondary(uuid, int(request["epoch"]))
+
+        @router.get("/v1/peer/clock")
+        def peer_clock() -> dict[str, Any]:
+            return {"time": time.time()}
 
         @router.get("/v1/peer/facts")
         def peer_facts() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import xml.etree.ElementTree as ET
+from collections.abc import Collection
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
@@ -82,8 +83,10 @@ def _cpu() -> str:
     return "/".join([*(fields.get(key, "") for key in ("vendor_id", "cpu family", "model", "stepping")), flags])
 
 
-def choose_host(ctx: AgentContext, vm: "LocalVm", wanted: str | None) -> str:
+def choose_host(ctx: AgentContext, vm: "LocalVm", wanted: str | None, exclude: Collection[str] = ()) -> str:
     """The host for the secondary of ``vm``; ``wanted`` is the operator's choice, checked like any other.
+
+    ``exclude``: hosts that are not to be chosen, as the one it is moved away from.
 
     :raises FtkvmError: FTKVM-201 no such host, FTKVM-403 it is the primary's, FTKVM-404 none fits (with each reason)
     """
@@ -94,10 +97,10 @@ def choose_host(ctx: AgentContext, vm: "LocalVm", wanted: str | None) -> str:
     shape = vm.shape()
     needs = VmNeeds(vm.name, ctx.host, shape.memory_kib // 1024, _bridges(vm))
     facts = hosts_facts(ctx)
-    exclude = [host.name for host in facts if wanted is not None and host.name != wanted]
+    ruled_out = [*exclude, *(host.name for host in facts if wanted is not None and host.name != wanted)]
     kept = kept_empty(ctx.cluster.current().settings)  # the failover host
-    exclude += [kept] if kept and wanted is None else []
-    choice = choose_secondary(facts, needs, exclude)
+    ruled_out += [kept] if kept and wanted is None else []
+    choice = choose_secondary(facts, needs, ruled_out)
     if choice.host is None:
         reasons = "; ".join(
             f"{host}: {', '.join(why)}"

@@ -82,6 +82,7 @@ class OperationDoc:
     secondary_disks: dict[str, str] = field(default_factory=dict)
     original_disks: dict[str, str] = field(default_factory=dict)
     undoing: bool = False
+    disabled: dict[str, Any] | None = None  # of a turn-off that is a `disable`: what it keeps
 
     def is_protect_after(self, epoch: int) -> bool:
         """A protect whose pair was not recorded; ``epoch``: the newest that is, or 0."""
@@ -150,9 +151,19 @@ class PairStore:
         return self._datastore.read_json(f"vms/{self.uuid}/vm.json")
 
     def set_ft_enabled(self, enabled: bool) -> None:
-        """Record whether the operator wants FT for this VM."""
+        """Record whether the operator wants FT for this VM; what `disable` kept is left as it is."""
         doc = self.vm() or {"uuid": self.uuid}
         doc.setdefault("ft", {})["enabled"] = enabled
+        self._datastore.replace(f"vms/{self.uuid}/vm.json", doc)
+
+    def set_ft_off(self, kept: dict[str, Any] | None) -> None:
+        """Record that FT is off; ``kept``: it is only disabled, and this is what `enable` shall find again."""
+        doc = self.vm() or {"uuid": self.uuid}
+        ft = doc.setdefault("ft", {})
+        ft["enabled"] = False
+        ft.pop("disabled", None)
+        if kept is not None:
+            ft["disabled"] = kept
         self._datastore.replace(f"vms/{self.uuid}/vm.json", doc)
 
     def set_settings(self, ft: dict[str, Any], ha: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ def recover(ctx: AgentContext, worker: PairWorker) -> None:
     elif journal.kind == "turn-off":
         with worker.operation_lock:
             worker.operation_name = "turn-off"
-            turn_off(ctx, worker, lambda step, of, text: log.info("%s: %d/%d %s", worker.name, step, of, text))
+            turn_off(ctx, worker, lambda *done: log.info("%s: %d/%d %s", worker.name, *done), journal.disabled)
             worker.operation_name = None
     else:
         _protect(ctx, worker, journal)

@@ -3,7 +3,7 @@
 import logging
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ftkvm.adapters.power import AGENT_NAME
 from ftkvm.agent import ft_checks
@@ -22,7 +22,7 @@ from ftkvm.config import ClusterConfig, HostEntry
 from ftkvm.core.ha.model import OwnerWhy
 from ftkvm.core.ha.settings import kept_empty
 from ftkvm.core.move import choose
-from ftkvm.core.states import FtReason, FtState, row_of
+from ftkvm.core.states import FtReason, FtState, StateRow, row_of
 from ftkvm.ports import DatastoreError, Json, Progress
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,8 @@ class Service:
         main = places.main(record.uuid)
         state = str(main[1]["state"]) if main else ("unknown" if self._may_run(record, places) else "off")
         return {"name": record.name, "uuid": record.uuid, "host": main[0] if main else None, "state": state,
-                "ft": record.ft_enabled, "monitoring": main[1].get("monitoring") if main else None}  # fmt: skip
+                "ft": record.ft_enabled, "ft_disabled": record.ft_disabled,
+                "monitoring": main[1].get("monitoring") if main else None}  # fmt: skip
 
     def hosts(self) -> list[Json]:
         """All hosts with their health, or why they do not answer."""
@@ -100,7 +101,8 @@ class Service:
         for record in records:
             said = sorted(pairs.get(record.uuid, []), key=lambda entry: entry.get("role") == "secondary")
             entry = self._vm_entry(record, places)
-            vms.append({**entry, "pair": said[0] if said else _pair_of_vm_that_is_off(entry)})
+            pair = said[0] if said else _without_pair(entry, record)
+            vms.append({**entry, "pair": {**pair, **_row(DISABLED)} if pair and record.ft_disabled else pair})
         silent = {host: error.to_json() for host, error in places.silent.items()}
         return {"cluster": self._ctx.cluster.current().cluster, "vms": vms, "silent_hosts": silent}
 
@@ -179,9 +181,9 @@ class Service:
         return self._at_main(record, "stop", body)
 
     def migrate(self, name: str, to: str | None) -> Json:
-        """Move a running VM to another host, live; returns the operation.
+        """Move a running VM to another host, live; a protected one by a failover to it. Returns the operation.
 
-        :raises FtkvmError: FTKVM-102, FTKVM-110 FT is on, FTKVM-650/651/655 the host cannot take it
+        :raises FtkvmError: FTKVM-102, FTKVM-650/651/655 the host cannot take it; with FT: FTKVM-406, FTKVM-409
         """
         record = self.vms.find(name)
         if to is not None:
@@ -195,7 +197,7 @@ class Service:
         """
         record = self.vms.find(name)
         self._ctx.cluster.host(host)
-        if record.ft_enabled:
+        if record.ft_enabled or record.ft_disabled:
             raise FtkvmError("FTKVM-110", vm=record.name, action="unregistering it")
         places = self.places()
         if record.uuid in places.copies:
@@ -231,14 +233,14 @@ class Service:
         return config, entry
 
     def enable(self, name: str, secondary: str | None) -> Json:
-        """Turn FT on; returns the operation.
+        """Turn FT on, or on again after `disable`; returns the operation. A VM that is off is protected when it starts.
 
         :raises FtkvmError: FTKVM-401 on already, and what the primary's host finds
         """
         record = self.vms.find(name)
         if secondary is not None:
             self._ctx.cluster.host(secondary)
-        return self._at_main(record, "ft/enable", {"secondary": secondary})
+        return self._at_main(record, "ft/enable", {"secondary": secondary}, also_off=secondary is None)
 
     def turn_off(self, name: str) -> Json:
         """Turn FT off; returns the operation. If no copy runs, the host asked cleans up. One cut off is carried on.
@@ -246,9 +248,44 @@ class Service:
         :raises FtkvmError: FTKVM-402 not on
         """
         record = self.vms.find(name)
-        if not record.ft_enabled and not self._cut_off(record):
+        if not record.ft_enabled and not record.ft_disabled and not self._cut_off(record):
             raise FtkvmError("FTKVM-402", vm=record.name)
         return self._at_main(record, "ft/turn-off", {}, also_off=True)
+
+    def disable(self, name: str) -> Json:
+        """Stop protecting, but keep the secondary's place and the settings for `enable` (FT-08); returns the operation.
+
+        :raises FtkvmError: FTKVM-402 not on, FTKVM-410 disabled already
+        """
+        record = self.vms.find(name)
+        if record.ft_disabled:
+            raise FtkvmError("FTKVM-410", vm=record.name)
+        if not record.ft_enabled:
+            raise FtkvmError("FTKVM-402", vm=record.name)
+        return self._at_main(record, "ft/disable", {}, also_off=True)
+
+    def test(self, name: str, what: str) -> Json:
+        """Try a failover, or the restart of the secondary (FT-18); returns the operation, which has the times.
+
+        :raises FtkvmError: FTKVM-402 FT is not on, FTKVM-406 not protected now
+        """
+        return self._at_main(self._with_ft(name), f"ft/test-{what}", {})
+
+    def move_secondary(self, name: str, to: str | None) -> Json:
+        """Make the secondary anew on another host (FT-15); returns the operation.
+
+        :raises FtkvmError: FTKVM-402, FTKVM-406, and what the primary's host finds
+        """
+        record = self._with_ft(name)
+        if to is not None:
+            self._ctx.cluster.host(to)
+        return self._at_main(record, "ft/move-secondary", {"to": to})
+
+    def _with_ft(self, name: str) -> VmRecord:
+        record = self.vms.find(name)
+        if not record.ft_enabled:
+            raise FtkvmError("FTKVM-402", vm=record.name)
+        return record
 
     def _cut_off(self, record: VmRecord) -> bool:
         """Whether an operation on the pair was begun and never ended."""
@@ -324,28 +361,70 @@ class Service:
         if record.ft_enabled:
             raise FtkvmError("FTKVM-401", vm=record.name)
         info = self._ctx.libvirt.domain(uuid)
+        if info is None and secondary is None:
+            return self._enable_stopped(record)
         if info is None or info.state != "running":
             raise FtkvmError("FTKVM-102", vm=record.name)
         if secondary == self._ctx.host:
             raise FtkvmError("FTKVM-403", vm=record.name, host=secondary)
         ft_checks.require_ready(self._ctx)
         ft_checks.require_suitable(self._ctx, record)
-        chosen = ft_checks.require_secondary(self._ctx, record, secondary)
+        chosen = self._place_of_secondary(record, secondary)
         self.admission.require_protect(record, chosen)
         operation = self.operations.start(
             "enable", record.name, uuid, lambda progress: pairs.enable(uuid, chosen, progress)
         )
         return asdict(operation)
 
-    def turn_off_here(self, uuid: str) -> Json:
-        """Begin to turn FT off."""
+    def _place_of_secondary(self, record: VmRecord, wanted: str | None) -> str | None:
+        """The host for the secondary: the operator's, else the one kept by `disable` if it can, else any that can."""
+        kept = record.ft_place if record.ft_disabled and wanted is None else None
+        if kept is not None and kept != self._ctx.host:
+            try:
+                return ft_checks.require_secondary(self._ctx, record, kept)
+            except FtkvmError as error:
+                log.info("%s: the secondary's old place cannot take it: %s", record.name, error)
+        return ft_checks.require_secondary(self._ctx, record, wanted)
+
+    def _enable_stopped(self, record: VmRecord) -> Json:
+        """Turn FT on for a VM that runs nowhere (FT-02): checked now, and again when it is started; then protected."""
+        ft_checks.require_ready(self._ctx)
+        ft_checks.require_suitable(self._ctx, record, self.vms.definition(record.uuid))
+
+        def work(progress: Progress) -> None:
+            progress(1, 1, "FT is on; the secondary is made when the VM is started")
+            store = PairStore(self._ctx.datastore, record.uuid)
+            bounded(self._ctx, lambda: store.set_ft_enabled(True), f"vms/{record.uuid}")
+
+        return asdict(self.operations.start("enable", record.name, record.uuid, work))
+
+    def turn_off_here(self, uuid: str, *, disable: bool = False) -> Json:
+        """Begin to turn FT off, or to disable it."""
         record, pairs = self.vms.find(uuid), self._pairs()
 
         def work(progress: Progress) -> None:
+            if record.ft_disabled and not self._cut_off(record):  # no pair is left: only the wish is
+                store = PairStore(self._ctx.datastore, uuid)
+                bounded(self._ctx, lambda: store.set_ft_off(None), f"vms/{uuid}")
+                return
             self.vms.own(record)  # before the pair's records lose their meaning
-            pairs.turn_off(uuid, progress)
+            pairs.turn_off(uuid, progress, disable=disable)
 
-        return asdict(self.operations.start("turn-off", record.name, uuid, work))
+        return asdict(self.operations.start("disable" if disable else "turn-off", record.name, uuid, work))
+
+    def test_here(self, uuid: str, what: Literal["failover", "restart-secondary"]) -> Json:
+        """Begin a test of the pair whose primary is here."""
+        record, life = self.vms.find(uuid), self._pairs().life
+        run = life.test_failover if what == "failover" else life.test_restart_secondary
+        return asdict(self.operations.start(f"test-{what}", record.name, uuid, lambda progress: run(uuid, progress)))
+
+    def move_secondary_here(self, uuid: str, to: str | None) -> Json:
+        """Begin to move the secondary of the VM whose primary is here."""
+        record, life = self.vms.find(uuid), self._pairs().life
+        operation = self.operations.start(
+            "move-secondary", record.name, uuid, lambda progress: life.move_secondary(uuid, to, progress)
+        )
+        return asdict(operation)
 
     def migrate_here(self, uuid: str, to: str | None) -> Json:
         """Begin to move a VM that runs here to another host."""
@@ -355,8 +434,13 @@ class Service:
         running = self.operations.running(record.uuid)
         if running is not None:
             raise FtkvmError("FTKVM-501", vm=record.name, operation=running.kind)
+        if record.ft_enabled:
+            life = self._pairs().life
+            return self.operations.start(
+                "migrate", record.name, record.uuid, lambda progress: life.move(record.uuid, to, progress)
+            )
         target = to
-        if target is None and not record.ft_enabled:
+        if target is None:
             xml = self._ctx.libvirt.xml(record.uuid)
             kept = kept_empty(self._ctx.cluster.current().settings)
             target, why = choose([each for each in hosts_facts(self._ctx) if each.name != kept], self._ctx.host, xml)
@@ -379,24 +463,26 @@ class Service:
         failed: dict[str, str] = {}
         for number, entry in enumerate(todo, 1):
             record = known[str(entry["uuid"])]
-            progress(number, len(todo), f"moving {record.name}")
+            secondary = record.ft_enabled and entry["role"] == "secondary"
+            progress(number, len(todo), f"moving {'the secondary of ' if secondary else ''}{record.name}")
             try:
-                self._move_off(record)
+                self._move_off(record, secondary=secondary)
             except FtkvmError as error:
                 failed[record.name] = error.text
         if failed:
             reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
             raise FtkvmError("FTKVM-658", host=self._ctx.host, vms=", ".join(failed), reasons=reasons)
 
-    def _move_off(self, record: VmRecord) -> None:
-        begun = self._begin_migration(record, None)
+    def _move_off(self, record: VmRecord, *, secondary: bool) -> None:
+        """Migrate a VM off this host and wait for it: an ordinary one live, a primary by failover, a secondary anew."""
+        begun = self.move_secondary(record.name, None) if secondary else asdict(self._begin_migration(record, None))
         deadline = time.monotonic() + MIGRATE_TIMEOUT_S + 60.0
-        while (now := self.operations.get(begun.id)).state == "running":
+        while (now := self.operation(str(begun["id"])))["state"] == "running":
             if time.monotonic() > deadline:
                 raise FtkvmError("FTKVM-902", what=f"migration of {record.name}", seconds=MIGRATE_TIMEOUT_S)
             time.sleep(0.2)
-        if now.error:
-            raise FtkvmError.from_json(now.error)
+        if now["error"]:
+            raise FtkvmError.from_json(now["error"])
 
     # helpers
 
@@ -444,17 +530,22 @@ class Service:
         return {host: int(answer.get("vms", 0)) for host, answer in well.items()}
 
 
-def _pair_of_vm_that_is_off(entry: Json) -> Json | None:
-    """What to show as the pair of a VM with FT on that runs nowhere; None when nothing is known."""
-    if not entry["ft"] or entry["state"] != "off":
+OFF = row_of(FtState.NOT_PROTECTED, FtReason.VM_NOT_RUNNING)
+DISABLED = row_of(FtState.NOT_PROTECTED, FtReason.DISABLED)
+
+
+def _row(row: StateRow) -> Json:
+    return {"state": str(row.state), "reason": str(row.reason), "shown_as": row.shown_as}
+
+
+def _without_pair(entry: Json, record: VmRecord) -> Json | None:
+    """What to show as the pair of a VM that runs nowhere with FT on, or is disabled; None when nothing is known."""
+    if not record.ft_disabled and (not entry["ft"] or entry["state"] != "off"):
         return None
-    row = row_of(FtState.NOT_PROTECTED, FtReason.VM_NOT_RUNNING)
     return {
         "vm": entry["name"],
         "uuid": entry["uuid"],
-        "state": str(row.state),
-        "reason": str(row.reason),
-        "shown_as": row.shown_as,
+        **_row(DISABLED if record.ft_disabled else OFF),
         "cause": None,
         "host": None,
         "secondary_host": None,

@@ -5,6 +5,7 @@ Every part asks what is there before it acts, so an agent that starts again simp
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from ..adapters import images
 from ..catalogue import FtkvmError
@@ -33,19 +34,26 @@ STEPS: tuple[tuple[str, str], ...] = (
 assert tuple(name for name, _text in STEPS) == steps.TURN_OFF  # the tests that interrupt each step rely on it
 
 
-def turn_off(ctx: AgentContext, worker: PairWorker, progress: Callable[[int, int, str], None]) -> None:
-    """Run or carry on the removal; the caller holds the worker's operation lock.
+def turn_off(
+    ctx: AgentContext,
+    worker: PairWorker,
+    progress: Callable[[int, int, str], None],
+    kept: dict[str, Any] | None = None,
+) -> None:
+    """Run or carry on the removal; the caller holds the worker's operation lock. ``kept``: FT is only disabled.
 
     :raises FtkvmError: a step failed; the journal stays, and the next run carries on
     """
-    run = _TurnOff(ctx, worker)
+    run = _TurnOff(ctx, worker, kept)
     for number, (name, text) in enumerate(STEPS, 1):
         progress(number, len(STEPS), text)
         getattr(run, name)()
         fault_point(ctx, name)
 
 
-def turn_off_stopped(cold: ColdStart, progress: Callable[[int, int, str], None]) -> None:
+def turn_off_stopped(
+    cold: ColdStart, progress: Callable[[int, int, str], None], kept: dict[str, Any] | None = None
+) -> None:
     """Turn FT off for a VM that runs nowhere (the caller made sure): its newest overlays go into the user's images.
 
     :raises FtkvmError: FTKVM-331 qemu-img failed; run it again, it carries on
@@ -65,7 +73,7 @@ def turn_off_stopped(cold: ColdStart, progress: Callable[[int, int, str], None])
             images.remove(path)
     progress(len(newest) + 1, len(newest) + 1, "FT is off")
     remove_overlays(store)
-    store.set_ft_enabled(False)
+    store.set_ft_off(kept)
     store.clear_operation()
 
 
@@ -80,14 +88,15 @@ def remove_overlays(store: PairStore) -> None:
 
 
 class _TurnOff:
-    def __init__(self, ctx: AgentContext, worker: PairWorker) -> None:
-        self.ctx, self.worker, self.store = ctx, worker, worker.store
+    def __init__(self, ctx: AgentContext, worker: PairWorker, kept: dict[str, Any] | None) -> None:
+        self.ctx, self.worker, self.store, self.kept = ctx, worker, worker.store, kept
         self.pair = ctx.workers.run(self.store.latest, 5.0, "read pair record")
 
     def journal(self) -> None:
         epoch = self.pair.epoch if self.pair else 0
-        self.store.save_operation(OperationDoc("turn-off", self.ctx.host, self.ctx.boot_id, epoch))
-        self.store.set_ft_enabled(False)  # from here on nobody asks for a new secondary
+        journal = OperationDoc("turn-off", self.ctx.host, self.ctx.boot_id, epoch, disabled=self.kept)
+        self.store.save_operation(journal)
+        self.store.set_ft_off(self.kept)  # from here on nobody asks for a new secondary
 
     def win(self) -> None:
         """The winner file first: from then on the secondary cannot go live, whatever becomes of the rest."""

@@ -45,11 +45,22 @@ class Pairs(Protocol):
     """What this part needs of the PairManager."""
 
     def enable(self, vm_uuid: str, secondary: str | None, progress: Progress) -> None: ...
-    def turn_off(self, vm_uuid: str, progress: Progress) -> None: ...
+    @property
+    def life(self) -> "Life": ...
+    def turn_off(self, vm_uuid: str, progress: Progress, *, disable: bool = False) -> None: ...
     def power_off(self, vm_uuid: str) -> bool: ...
     def starting(self, vm_uuid: str, name: str) -> AbstractContextManager[None]: ...
     def started(self, vm_uuid: str) -> None: ...
     def status(self, vm_uuid: str | None) -> list[dict[str, Any]]: ...
+
+
+class Life(Protocol):
+    """What an operator does with a protected VM; see :class:`ftkvm.agent.pair_life.PairLife`."""
+
+    def test_failover(self, vm_uuid: str, progress: Progress) -> Json: ...
+    def test_restart_secondary(self, vm_uuid: str, progress: Progress) -> Json: ...
+    def move_secondary(self, vm_uuid: str, to: str | None, progress: Progress) -> Json: ...
+    def move(self, vm_uuid: str, to: str | None, progress: Progress) -> Json: ...
 
 
 class Monitor(Protocol):
@@ -68,13 +79,21 @@ class VmRecord:
     ft_settings: dict[str, Any] = field(default_factory=dict)
     ha: dict[str, Any] = field(default_factory=dict)
     """Its own HA settings (HA-19): kept while it is in the cluster."""
+    ft_disabled: bool = False
+    """FT was disabled by hand: it runs as any other VM, and `ftkvm enable` takes up what was kept."""
+    ft_place: str | None = None
+    """The host of the secondary when FT was disabled."""
 
     @classmethod
     def from_json(cls, document: Json) -> "VmRecord":
         ft = document.get("ft", {})
         settings = dict(ft.get("settings", {}))
         ha = dict(document.get("ha") or {})
-        return cls(str(document["uuid"]), str(document["name"]), bool(ft.get("enabled", False)), settings, ha)
+        enabled, kept = bool(ft.get("enabled", False)), ft.get("disabled")
+        return cls(
+            str(document["uuid"]), str(document["name"]), enabled, settings, ha,
+            ft_disabled=not enabled and kept is not None, ft_place=(kept or {}).get("secondary"),
+        )  # fmt: skip
 
     def to_json(self) -> Json:
         return {"uuid": self.uuid, "name": self.name,

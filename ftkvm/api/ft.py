@@ -1,5 +1,7 @@
 """Fault tolerance: turn on and off, status."""
 
+from typing import Literal
+
 from fastapi import APIRouter
 from pydantic import BaseModel
 
@@ -11,6 +13,12 @@ class EnableRequest(BaseModel):
     """Turn FT on, with the secondary on this host if it is named."""
 
     secondary: str | None = None
+
+
+class MoveSecondaryRequest(BaseModel):
+    """To this host; without, to the best one that is not its present one."""
+
+    to: str | None = None
 
 
 def router(service: Service) -> APIRouter:
@@ -31,5 +39,20 @@ def router(service: Service) -> APIRouter:
     def turn_off(name: str) -> Json:
         """Turn FT off; answers the operation."""
         return service.turn_off(name)
+
+    @routes.post("/vms/{name}/ft/disable")
+    def disable(name: str) -> Json:
+        """Stop protecting, and keep the secondary's place; answers the operation."""
+        return service.disable(name)
+
+    @routes.post("/vms/{name}/ft/test/{what}")
+    def test(name: str, what: Literal["failover", "restart-secondary"]) -> Json:
+        """Try the pair; answers the operation, whose result has the times."""
+        return service.test(name, what)
+
+    @routes.post("/vms/{name}/ft/move-secondary")
+    def move_secondary(name: str, request: MoveSecondaryRequest) -> Json:
+        """Make the secondary anew on another host; answers the operation."""
+        return service.move_secondary(name, request.to)
 
     return routes

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from ftkvm.agent.service import Service
-from ftkvm.api.ft import EnableRequest
+from ftkvm.api.ft import EnableRequest, MoveSecondaryRequest
 from ftkvm.api.vms import MigrateRequest, RegisterRequest, StopRequest
 from ftkvm.ports import Json
 
@@ -79,5 +79,20 @@ def router(service: Service) -> APIRouter:
     def turn_off(uuid: str) -> Json:
         """Take the pair of a VM apart."""
         return service.turn_off_here(uuid)
+
+    @routes.post("/vms/{uuid}/ft/disable")
+    def disable(uuid: str) -> Json:
+        """Take the pair of a VM apart, and keep the wish for one."""
+        return service.turn_off_here(uuid, disable=True)
+
+    @routes.post("/vms/{uuid}/ft/test-{what}")
+    def test(uuid: str, what: Literal["failover", "restart-secondary"]) -> Json:
+        """Try the pair whose primary is here."""
+        return service.test_here(uuid, what)
+
+    @routes.post("/vms/{uuid}/ft/move-secondary")
+    def move_secondary(uuid: str, request: MoveSecondaryRequest) -> Json:
+        """Make the secondary of the VM whose primary is here anew on another host."""
+        return service.move_secondary_here(uuid, request.to)
 
     return routes

@@ -20,12 +20,18 @@ _COLUMNS = ("VM", "RUNS", "HOST", "FT", "SECONDARY", "EPOCH", "CHECKPOINT", "LOG
 @click.option("--secondary", metavar="HOST", help="Host of the second copy; otherwise the best that can.")
 @output_option
 def enable(vm: str, secondary: str | None, output: str) -> None:
-    """Turn fault tolerance on for the running VM, and return when it is protected."""
+    """Turn fault tolerance on for VM, or on again after `disable`, and return when it is protected.
+
+    A VM that is off is checked now, and protected when it is started.
+    """
     reporter = Reporter(output)
     client = AgentClient()
     operation = client.call("POST", f"/v1/vms/{quote(vm)}/ft/enable", {"secondary": secondary}, 40.0)
     done = client.wait(operation, reporter)
     pair = _protected_pair(client, vm)
+    if pair.get("reason") == "vm-not-running":
+        reporter.result({**done, "pair": pair}, f"VM {done['vm']}: {pair['shown_as']}. {done['text']}.")
+        return
     took = round((done["ended_at"] or time.time()) - done["started_at"], 2)
     text = f"VM {done['vm']}: {pair.get('shown_as', 'enabled')}; secondary on {pair.get('secondary_host')} ({took} s)."
     reporter.result({**done, "pair": pair}, text)
@@ -40,6 +46,70 @@ def turn_off(vm: str, output: str) -> None:
     client = AgentClient()
     done = client.wait(client.call("POST", f"/v1/vms/{quote(vm)}/ft/turn-off", {}, 30.0), reporter)
     reporter.result(done, f"VM {done['vm']}: FT is off.")
+
+
+@click.command()
+@click.argument("vm")
+@output_option
+def disable(vm: str, output: str) -> None:
+    """Stop protecting VM, but keep its FT settings and the secondary's place; `enable` protects it again."""
+    reporter = Reporter(output)
+    client = AgentClient()
+    done = client.wait(client.call("POST", f"/v1/vms/{quote(vm)}/ft/disable", {}, 30.0), reporter)
+    reporter.result(done, f"VM {done['vm']}: FT is disabled; the VM runs on unprotected.")
+
+
+@click.group()
+def test() -> None:
+    """Try a protected VM's pair on purpose, and measure it."""
+
+
+@test.command()
+@click.argument("vm")
+@output_option
+def failover(vm: str, output: str) -> None:
+    """Kill the primary of VM: the secondary takes over, and a new secondary is made.
+
+    Shows the gap that was predicted, and the one that was measured.
+    """
+    reporter = Reporter(output)
+    done = _tried(vm, "failover", reporter)
+    said = done["result"]
+    text = (
+        f"VM {done['vm']}: {said['from']} gave it up, {said['to']} runs it. Gap: {_ms(said['measured_gap_ms'])} "
+        f"(predicted {_ms(said['predicted_gap_ms'])}): noticed after {_ms(said['detection_ms'])}, "
+        f"decided {_ms(said['arbitration_ms'])} later, live {_ms(said['promote_ms'])} after it was noticed. "
+    )
+    reporter.result(done, text + _again(said["secondary_host"], said["reprotect_s"]))
+
+
+@test.command(name="restart-secondary")
+@click.argument("vm")
+@output_option
+def restart_secondary(vm: str, output: str) -> None:
+    """Kill the secondary of VM: the primary goes on, and a new secondary is made."""
+    reporter = Reporter(output)
+    done = _tried(vm, "restart-secondary", reporter)
+    said = done["result"]
+    text = (
+        f"VM {done['vm']}: the secondary on {said['ended_on']} was ended; alone after {_ms(said['alone_after_ms'])}. "
+    )
+    reporter.result(done, text + _again(said["secondary_host"], said["unprotected_s"]))
+
+
+def _tried(vm: str, what: str, reporter: Reporter) -> Json:
+    client = AgentClient()
+    return client.wait(client.call("POST", f"/v1/vms/{quote(vm)}/ft/test/{what}", {}, 30.0), reporter)
+
+
+def _ms(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.0f} ms"
+
+
+def _again(host: str | None, seconds: float | None) -> str:
+    if seconds is None:
+        return "It is not protected again yet: `ftkvm status` shows why."
+    return f"Protected again after {seconds} s, with the secondary on {host}."
 
 
 @click.command()
@@ -74,7 +144,8 @@ def _protected_pair(client: AgentClient, vm: str) -> dict[str, Any]:
     while True:
         found = client.call("GET", f"/v1/status?vm={quote(vm)}")["vms"]
         pair = dict(found[0]["pair"] or {}) if found else {}
-        if pair.get("state") == "protected" or time.monotonic() > deadline:
+        settled = pair.get("state") == "protected" or pair.get("reason") == "vm-not-running"
+        if settled or time.monotonic() > deadline:
             return pair
         time.sleep(0.1)
 
@@ -99,7 +170,7 @@ def _row(entry: Json) -> tuple[object, ...]:
     if pair is None:
         ft = "off" if not entry["ft"] else "on, no copy answers"
         return (entry["name"], entry["state"], entry["host"], ft, None, None, None, None, None)
-    if not entry["ft"]:
+    if not entry["ft"] and not entry.get("ft_disabled"):
         return (
             entry["name"],
             entry["state"],

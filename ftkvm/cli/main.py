@@ -14,7 +14,7 @@ from ftkvm import __version__
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.cluster import cluster
 from ftkvm.cli.explain import explain
-from ftkvm.cli.ft import enable, status, turn_off
+from ftkvm.cli.ft import disable, enable, status, test, turn_off
 from ftkvm.cli.host import host
 from ftkvm.cli.output import print_error
 from ftkvm.cli.vm import vm
@@ -26,7 +26,7 @@ def cli() -> None:
     """High availability and fault tolerance for QEMU/KVM virtual machines."""
 
 
-for command in (cluster, host, vm, enable, turn_off, status, explain):
+for command in (cluster, host, vm, enable, disable, turn_off, test, status, explain):
     cli.add_command(command)
 if importlib.util.find_spec("ftkvm.lab") is not None:  # hosts have no lab, and no simulator
     from ftkvm.cli.lab import lab

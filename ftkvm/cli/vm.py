@@ -39,7 +39,7 @@ def list_vms(output: str) -> None:
         reporter.document(vms)
         return
     rows = [
-        (entry["name"], entry["state"], entry["host"], "on" if entry["ft"] else "off",
+        (entry["name"], entry["state"], entry["host"], _ft(entry),
          (entry.get("monitoring") or {}).get("state", "-"), entry["uuid"])
         for entry in vms
     ]  # fmt: skip
@@ -49,6 +49,10 @@ def list_vms(output: str) -> None:
         error = (entry.get("monitoring") or {}).get("error")
         if error and error["code"] != "FTKVM-144":  # a guest without an agent is nothing unusual
             click.echo(f"{error['text']}\n  Cause: {error['cause']}\n  Remedy: {error['remedy']}", err=True)
+
+
+def _ft(entry: Json) -> str:
+    return "on" if entry["ft"] else "disabled" if entry["ft_disabled"] else "off"
 
 
 @vm.command(name="set")
@@ -94,13 +98,20 @@ def start(name: str, host: str | None, output: str) -> None:
 @vm.command()
 @click.argument("name")
 @click.option("--to", "to", metavar="HOST", help="Host to move to; otherwise the one with the most free memory.")
+@click.option("--secondary", is_flag=True, help="Move the second copy of a VM with FT on.")
 @output_option
-def migrate(name: str, to: str | None, output: str) -> None:
-    """Move the running VM NAME to another host, live: its connections stay."""
+def migrate(name: str, to: str | None, secondary: bool, output: str) -> None:
+    """Move the running VM NAME to another host, live: its connections stay.
+
+    With FT on, the secondary is made anew on the host, and the VM fails over to it; --secondary leaves it at that.
+    """
     reporter = Reporter(output)
     client = AgentClient()
-    done = client.wait(client.call("POST", f"/v1/vms/{quote(name)}/migrate", {"to": to}, 30.0), reporter)
-    reporter.result(done, f"VM {done['vm']}: {done['text']}.")
+    path = "ft/move-secondary" if secondary else "migrate"
+    done = client.wait(client.call("POST", f"/v1/vms/{quote(name)}/{path}", {"to": to}, 30.0), reporter)
+    unprotected_s = (done.get("result") or {}).get("unprotected_s")
+    note = f" It ran unprotected for {unprotected_s} s." if unprotected_s else ""
+    reporter.result(done, f"VM {done['vm']}: {done['text']}.{note}")
 
 
 @vm.command()

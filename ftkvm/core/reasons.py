@@ -25,6 +25,8 @@ class Reason(StrEnum):
     MOVED = "moved"
     COLD_RESTART = "cold-restart"
     POWERED_OFF = "powered-off"
+    # why a copy is ended on purpose (told to the log, never in a winner file)
+    TEST = "test"
     # what follows from a decided epoch
     WON = "won"
     LOST = "lost"
@@ -70,6 +72,7 @@ MEANINGS: dict[Reason, str] = {
     Reason.MOVED: "A copy is being moved to another host; the epoch ends first.",
     Reason.COLD_RESTART: "Both copies were gone; the VM is started afresh. No old copy may go live.",
     Reason.POWERED_OFF: "The operator switched the VM off: both copies end, none is promoted.",
+    Reason.TEST: "`ftkvm test` ended this copy, to see what the pair makes of it.",
     Reason.WON: "The winner file names this host.",
     Reason.LOST: "The winner file names another host.",
     Reason.PEER_WON: "The peer says over the FT network that the winner file names it.",

@@ -1,0 +1,145 @@
+"""What an operator does with a protected VM (FT-02, FT-08, FT-15, FT-16, FT-18), its clients connected throughout."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.lab import soak, trials
+from ftkvm.lab.client import wait_for_guest
+from ftkvm.lab.stage import Stage
+from ftkvm.lab.trials import Outcome, Round
+
+from .conftest import SEED
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(scope="module")
+def vm(stage: Stage) -> Iterator[Round]:
+    """A protected VM of its own, with clients."""
+    guest = soak.make_vm(stage, "life1", "1G", print)
+    try:
+        soak.protect(stage, guest.name)
+        with soak.streaming(stage, guest, print, SEED) as this:
+            yield this
+    finally:
+        trials.destroy(stage, guest.name)
+
+
+def told(stage: Stage, *words: str, timeout_s: int = 180) -> dict[str, Any]:
+    """The JSON answer of a command."""
+    return dict(json.loads(stage.ftkvm(*words, "--output", "json", timeout_s=timeout_s)))
+
+
+def refused(stage: Stage, *words: str) -> str:
+    """What a command says that must fail."""
+    with pytest.raises(FtkvmError) as caught:
+        stage.ftkvm(*words)
+    return str(caught.value)
+
+
+def sound(vm: Round, what: str, pair: dict[str, Any]) -> dict[str, Any]:
+    """Protected again in a later epoch, and everything that must hold after any fault holds; its pair now."""
+    after = vm.wait_protected(int(pair["epoch"]))
+    outcome = Outcome(what, int(pair["epoch"]), str(pair["host"]), str(pair["secondary_host"]))
+    vm.wait_served()
+    vm.check(outcome, after)
+    assert not outcome.wrong
+    return after
+
+
+def test_failover_is_tried_and_measured(vm: Round) -> None:
+    """FT-18: the secondary takes over; predicted and measured gap; protected again."""
+    before = vm.wait_protected(0)
+    vm.clients.mark()
+    said = told(vm.stage, "test", "failover", vm.vm)["result"]
+    assert (said["from"], said["to"]) == (before["host"], before["secondary_host"])
+    assert 0 < said["predicted_gap_ms"] < 60_000
+    assert 0 < said["measured_gap_ms"] < 60_000
+    assert said["reprotect_s"] is not None
+    after = sound(vm, "test failover", before)
+    assert after["host"] == before["secondary_host"]
+    print(said)
+
+
+def test_the_secondary_is_restarted(vm: Round) -> None:
+    """FT-18: the primary goes on where it is; a new secondary is made."""
+    before = vm.wait_protected(0)
+    vm.clients.mark()
+    said = told(vm.stage, "test", "restart-secondary", vm.vm)["result"]
+    assert said["unprotected_s"] is not None
+    after = sound(vm, "test restart-secondary", before)
+    assert after["host"] == before["host"]
+    print(said)
+
+
+def test_the_secondary_moves(vm: Round) -> None:
+    """FT-15: to the third host, by name; refused where it is, and where the primary is."""
+    before = vm.wait_protected(0)
+    vm.clients.mark()
+    third = next(name for name in vm.stage.hosts if name not in (before["host"], before["secondary_host"]))
+    move = ("vm", "migrate", vm.vm, "--secondary", "--to")
+    assert "FTKVM-408" in refused(vm.stage, *move, str(before["secondary_host"]))
+    assert "FTKVM-403" in refused(vm.stage, *move, str(before["host"]))
+    assert vm.wait_protected(0)["epoch"] == before["epoch"]
+    said = told(vm.stage, *move, third)["result"]
+    after = sound(vm, "move secondary", before)
+    assert (after["host"], after["secondary_host"]) == (before["host"], third)
+    print(said)
+
+
+def test_the_primary_moves(vm: Round) -> None:
+    """FT-15: to the host that has no copy; never onto the secondary's."""
+    before = vm.wait_protected(0)
+    vm.clients.mark()
+    third = next(name for name in vm.stage.hosts if name not in (before["host"], before["secondary_host"]))
+    assert "FTKVM-409" in refused(vm.stage, "vm", "migrate", vm.vm, "--to", str(before["secondary_host"]))
+    assert "FTKVM-650" in refused(vm.stage, "vm", "migrate", vm.vm, "--to", str(before["host"]))
+    said = told(vm.stage, "vm", "migrate", vm.vm, "--to", third)["result"]
+    after = sound(vm, "move primary", {**before, "epoch": int(before["epoch"]) + 1})
+    assert after["host"] == third
+    print(said)
+
+
+def test_maintenance_clears_a_host_of_both_kinds_of_copies(vm: Round) -> None:
+    """The primary's host, then the secondary's: the VM is elsewhere and protected, its connections alive."""
+    for side in ("host", "secondary_host"):
+        before = vm.wait_protected(0)
+        vm.clients.mark()
+        host = str(before[side])
+        vm.stage.ftkvm("host", "maintenance", "enter", host, timeout_s=180)
+        try:
+            after = sound(vm, f"maintenance of the {side}", before)
+            assert host not in (after["host"], after["secondary_host"])
+        finally:
+            vm.stage.ftkvm("host", "maintenance", "exit", host)
+
+
+def test_disabled_and_enabled(vm: Round) -> None:
+    """FT-08: *Disabled* keeps the secondary's place; `enable` protects again there."""
+    before = vm.wait_protected(0)
+    vm.clients.mark()
+    vm.stage.ftkvm("disable", vm.vm, timeout_s=180)
+    status = vm.stage.vm_status(vm.vm)
+    assert (status["pair"]["shown_as"], status["host"]) == ("Not protected: Disabled", before["host"])
+    vm.wait_served()
+    assert "FTKVM-410" in refused(vm.stage, "disable", vm.vm)
+    assert "FTKVM-402" in refused(vm.stage, "test", "failover", vm.vm)
+    said = told(vm.stage, "enable", vm.vm)
+    assert said["pair"]["secondary_host"] == before["secondary_host"]
+    sound(vm, "disable and enable", before)
+
+
+def test_turned_on_while_it_is_off(vm: Round) -> None:
+    """FT-02: *VM not running*, then protected after its start."""
+    vm.clients.records.close()
+    proof = soak.prove(vm.stage, vm.guest, list(vm.clients.records.acknowledged))
+    assert (proof["lost_records"], proof["doubled_records"], proof["wrong_records"]) == (0, 0, 0)
+    vm.stage.ftkvm("enable", vm.vm)
+    assert vm.stage.vm_status(vm.vm)["pair"]["shown_as"] == "Not protected: VM not running"
+    vm.stage.ftkvm("vm", "start", vm.vm)
+    wait_for_guest(vm.guest.address)
+    vm.stage.wait_protected(vm.vm, trials.PROTECTED_TIMEOUT_S)
