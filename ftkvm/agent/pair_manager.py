@@ -55,6 +55,7 @@ class PairManager:
         self._retry_at: dict[str, float] = {}
         self._retry_s: dict[str, float] = {}
         self.refusals: dict[str, str] = {}
+        self._journals_read = False
         self._subscription: Any = None
         self.life = PairLife(self)
 
@@ -90,11 +91,33 @@ class PairManager:
         for uuid, name in self.domains.running().items():
             if uuid not in self.workers and self._is_ft(uuid):
                 self._adopt(uuid, name)
+        if not self._journals_read:
+            for uuid, name in self._left_by_this_host().items():
+                if uuid not in self.workers:
+                    self._adopt(uuid, name)
+            self._journals_read = True
         for worker in list(self.workers.values()):
             self._inherit(worker)
         for spec in self._specs():
             if spec.uuid not in self.workers:
                 self._adopt(spec.uuid, spec.vm)
+
+    def _left_by_this_host(self) -> dict[str, str]:
+        """VMs with an operation that this host began, perhaps before it lost power: uuid → name.
+
+        Nobody else can tell the other host that the copy which waits there waits for nobody.
+        """
+
+        def read() -> dict[str, str]:
+            found = {}
+            for uuid in self.ctx.datastore.list("ft"):
+                store = PairStore(self.ctx.datastore, uuid)
+                journal = store.operation()
+                if journal is not None and journal.host == self.ctx.host:
+                    found[uuid] = str((store.vm() or {}).get("name", uuid))
+            return found
+
+        return self.ctx.workers.run_alone(read, 5.0, "read journals")
 
     def _is_ft(self, uuid: str) -> bool:
         """Whether FT is on for a VM, or this host is still to finish an operation on it."""

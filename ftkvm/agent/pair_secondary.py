@@ -10,6 +10,8 @@ from typing import Any
 from ..adapters import images
 from ..catalogue import FtkvmError
 from ..core.chain import parse_overlay
+from ..core.pair import QemuState
+from ..core.reasons import Reason
 from ..engine import secondary
 from ..engine.primary import NicPorts
 from ..engine.secondary import Overlays
@@ -111,6 +113,14 @@ def _accept(worker: PairWorker, listener: socket.socket, primary_host: str) -> N
                     return
         except Exception as error:
             log.warning("%s: no migration came in: %s", worker.name, error)
+            _give_up(worker)
+
+
+def _give_up(worker: PairWorker) -> None:
+    """End a copy that nobody has sent anything to: it holds no state, and would stand in the way of the next one."""
+    with worker.turn_lock:
+        if not worker.operation_lock.locked() and worker.vm.observe().state is QemuState.SECONDARY_LOADING:
+            worker.destroy_own(Reason.ABANDONED)
 
 
 def free_ports(address: str, count: int) -> list[int]:

@@ -37,6 +37,8 @@ COPY_TIMEOUT_S = 120.0
 LOCKSTEP_TIMEOUT_S = 20.0
 PEER_CHECK_S = 1.5
 FAULT_POINT = "stop-after-step"
+WAIT_POINT = "wait-after-step"
+WAIT_POINT_S = 60.0
 Progress = Callable[[int, int, str], None]
 
 
@@ -344,6 +346,21 @@ def fault_point(ctx: AgentContext, step: str) -> None:
             path.unlink()
             log.warning("fault point: killed after step %s", step)
             os.kill(os.getpid(), signal.SIGKILL)
+    _wait_point(ctx.config.paths.run / WAIT_POINT, step)
+
+
+def _wait_point(path: Path, step: str) -> None:
+    """The same with a wait instead: until the file is gone, at most a minute; ``….reached`` tells that it waits."""
+    with contextlib.suppress(OSError):
+        if path.read_text().strip() != step:
+            return
+        reached = path.with_name(path.name + ".reached")
+        reached.touch()
+        log.warning("wait point: waiting after step %s", step)
+        deadline = time.monotonic() + WAIT_POINT_S
+        while path.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        reached.unlink(missing_ok=True)
 
 
 def _taps(shape: Shape) -> tuple[str, ...]:

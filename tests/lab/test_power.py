@@ -18,12 +18,12 @@ from ftkvm.lab import faults
 from ftkvm.lab.client import CONTROL, ask, wait_for_guest
 from ftkvm.lab.host import Host
 
+from .disk import DEVICE, Disk, hmp, image_of, qmp
 from .seat import Seat, seated
 
 pytestmark = pytest.mark.lab
 
 FAULT_POINT = "/run/ftkvm/stop-after-step"
-DEVICE = "/machine/peripheral/virtio-disk0/virtio-backend"
 VM = "p1"
 PATIENCE_S = 90
 
@@ -40,50 +40,9 @@ def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
         yield made
 
 
-class Disk:
-    """What was written to the VM's disk so far: block ``n`` holds pattern ``n``, at ``n`` MiB."""
-
-    def __init__(self, seat: Seat) -> None:
-        self._seat = seat
-        self._written = 0
-
-    def write(self, host: Host) -> None:
-        """As the guest on ``host`` would; returns when it would be told that it is done."""
-        number = self._written + 1
-        said = _hmp(host, f'qemu-io -d {DEVICE} "write -P {number} {number}M 64k"')
-        assert "rror" not in said and "ailed" not in said, said
-        self._written = number
-
-    def check(self) -> None:
-        """All of it is in the image that the VM now runs on."""
-        host, image = place(self._seat), image_of(self._seat)
-        commands = [word for n in range(1, self._written + 1) for word in ("-c", f"read -P {n} {n}M 64k")]
-        said = host.run(["qemu-io", "-U", "-r", *commands, image], timeout_s=60)
-        assert "ailed" not in said, said
-        assert said.count("read 65536/65536") == self._written
-
-
 @pytest.fixture(scope="module")
 def disk(seat: Seat) -> Disk:
-    return Disk(seat)
-
-
-def _hmp(host: Host, line: str) -> str:
-    return host.run(["virsh", "qemu-monitor-command", "--hmp", VM, line], timeout_s=90)
-
-
-def qmp(host: Host, command: str, **arguments: Any) -> Any:
-    text = json.dumps({"execute": command, "arguments": arguments})
-    return json.loads(host.run(["virsh", "qemu-monitor-command", VM, text], timeout_s=60))["return"]
-
-
-def place(seat: Seat) -> Host:
-    return seat.host(str(seat.vm(VM)["host"]))
-
-
-def image_of(seat: Seat) -> str:
-    lines = place(seat).run(["virsh", "domblklist", VM]).splitlines()
-    return next(line.split()[1] for line in lines if line.split()[:1] == ["vda"])
+    return Disk(seat, VM)
 
 
 def kill(host: Host) -> None:
@@ -159,17 +118,17 @@ def test_the_winner_dies_before_its_active_disk_is_committed(seat: Seat, disk: D
     disk.write(first)
     for pid in first.unit_pids("ftkvm-agent.service"):  # it would shorten the interval again
         os.kill(pid, signal.SIGSTOP)
-    qmp(first, "migrate-set-parameters", **{"x-checkpoint-delay": 30000})
+    qmp(first, VM, "migrate-set-parameters", **{"x-checkpoint-delay": 30000})
     time.sleep(1.0)
-    _hmp(second, f'qemu-io -d {DEVICE} "write -P 0x5a 512M 128M"')
+    hmp(second, VM, f'qemu-io -d {DEVICE} "write -P 0x5a 512M 128M"')
     kill(first)
     deadline = time.monotonic() + PATIENCE_S
-    while not any(node["drv"] == "mirror_top" for node in qmp(second, "query-named-block-nodes", flat=True)):
+    while not any(node["drv"] == "mirror_top" for node in qmp(second, VM, "query-named-block-nodes", flat=True)):
         assert time.monotonic() < deadline, "not promoted"
     seat.crash(second.name, first.name)
     seat.power_on(second.name, first.name)
     start_and_check(seat, disk, "--host", first.name)
-    read = ["qemu-io", "-U", "-r", "-c", "read -P 0x5a 512M 128M", image_of(seat)]
+    read = ["qemu-io", "-U", "-r", "-c", "read -P 0x5a 512M 128M", image_of(seat, VM)]
     assert "ailed" not in first.run(read, timeout_s=60)
     protected(seat, pair["epoch"])
 
@@ -180,14 +139,14 @@ def test_a_promotion_waits_for_the_commit(seat: Seat, disk: Disk) -> None:
     first, second = seat.host(pair["host"]), seat.host(pair["secondary_host"])
     for pid in first.unit_pids("ftkvm-agent.service"):
         os.kill(pid, signal.SIGSTOP)
-    qmp(first, "migrate-set-parameters", **{"x-checkpoint-delay": 30000})
+    qmp(first, VM, "migrate-set-parameters", **{"x-checkpoint-delay": 30000})
     time.sleep(1.0)
-    _hmp(second, f'qemu-io -d {DEVICE} "write -P 0x6b 512M 128M"')
+    hmp(second, VM, f'qemu-io -d {DEVICE} "write -P 0x6b 512M 128M"')
     kill(first)
     for pid in first.unit_pids("ftkvm-agent.service"):
         os.kill(pid, signal.SIGCONT)
     protected(seat, pair["epoch"])
-    read = ["qemu-io", "-U", "-r", "-c", "read -P 0x6b 512M 128M", image_of(seat)]
+    read = ["qemu-io", "-U", "-r", "-c", "read -P 0x6b 512M 128M", image_of(seat, VM)]
     assert "ailed" not in second.run(read, timeout_s=60)
     disk.check()
 
@@ -224,7 +183,7 @@ def test_a_turn_off_is_lost_together_with_the_vm(seat: Seat, disk: Disk, step: s
     journal = seat.metadata(VM) / "operation.json"
     seat.wait_vm(VM, "FT off", lambda entry: not entry["ft"] and not journal.exists(), PATIENCE_S)
     assert sorted(path.name for path in (seat.datastore / "images").glob("*.ft-*")) == []
-    assert image_of(seat) == f"{seat.inside}/images/{VM}.qcow2"
+    assert image_of(seat, VM) == f"{seat.inside}/images/{VM}.qcow2"
     disk.check()
     assert seat.run("enable", VM).status == 0
 
