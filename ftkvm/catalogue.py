@@ -93,7 +93,7 @@ CATALOGUE: dict[str, Message] = dict(
            "Run the command again; it then acts on the copy that runs."),
         _m("FTKVM-117", "VM {vm}: its copy on {host} does not end", "QEMU was killed and waits for storage that does not answer.",
            "Mend the datastore on {host}; the process ends then. Nothing else can end it but a restart of the host.", 5),
-        _m("FTKVM-119", "HA does not start VM {vm}: FT is on for it", "A pair looks after itself, and whether one of its copies lives is for every host to say.",
+        _m("FTKVM-119", "HA does not start VM {vm}: its last pair was recorded by an older version", "The record does not name the boots of its hosts, so whether a copy lives is for every host to say.",
            "If both copies are gone: `ftkvm vm start {vm}`."),
         _m("FTKVM-118", "VM {vm} was not started: epoch {epoch} is not its newest one", "Its pair changed since it was looked at.",
            "Run `ftkvm vm start {vm}` again."),

@@ -14,7 +14,7 @@ from ..catalogue import FtkvmError
 from ..core.chain import Side
 from ..core.newest import DiskPlan, Papers, explained, plan_disk, scratch, side_that_went_on
 from ..core.pair import Role, Winner, WinnerState
-from ..core.reasons import Reason
+from ..core.reasons import NOBODY_GOES_LIVE, Reason
 from ..core.suitability import disk_files
 from ..ports import Progress
 from .context import AgentContext
@@ -43,10 +43,9 @@ class ColdStart:
         safety: the caller says that no copy of the epoch is left (both its hosts answered and have none, or HA proved
         both dead). Should it be wrong about one, that copy still cannot go live: it reads this file back, or finds it
         when it arbitrates, and destroys itself whichever host the file names (``NOBODY_GOES_LIVE``). If the other copy
-        had won first, its file is what is read here, and its images are the ones that count. An epoch other than the
-        newest is refused: the caller looked too long ago.
+        had won first, it may be live: refused, as is an epoch other than the newest: the caller looked too long ago.
 
-        :raises FtkvmError: FTKVM-118 the newest epoch is another one
+        :raises FtkvmError: FTKVM-118 the newest epoch is another one, or a copy has won it meanwhile
         """
         if epoch is None:
             return
@@ -56,6 +55,8 @@ class ColdStart:
         host, boot_id = pair.primary.host, self.ctx.boot_id
         winner = self._read(lambda: self.store.arbitrate(epoch, host, boot_id, Reason.COLD_RESTART))
         log.warning("%s: epoch %d ends with %s (%s)", self.vm, epoch, winner.host, winner.reason)
+        if winner.reason not in NOBODY_GOES_LIVE:
+            raise FtkvmError("FTKVM-118", vm=self.vm, epoch=epoch)
 
     def images(self, progress: Progress) -> dict[str, str]:
         """Disk target → image to start from, with what was cut off finished.

@@ -145,6 +145,8 @@ class PairLife:
         began = time.monotonic()
         with self._manager.exclusively(worker, "move-secondary"):
             self._end_epoch(worker, pair)
+            worker.catch_up()
+            worker.cancel_operation.clear()  # the end of the old epoch's COLO is no reason to give the new one up
             progress(2, 3, f"making the secondary on {target}")
             self._manager.protect_in_turn(
                 worker, target, lambda step, of, text: progress(2, 3, f"{text} ({step}/{of})")

@@ -18,6 +18,7 @@ from ..engine.secondary import Overlays
 from ..engine.shape import Shape, secondary_xml
 from ..keeper.model import PairSpec, PeerSpec
 from .context import AgentContext
+from .guarded import require_guard
 from .pair_worker import PairWorker
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,11 @@ def prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any]) -> d
 
     :param request: ``vm``, ``epoch``, ``primary`` (host), ``xml`` (migratable), ``disks`` (target → image)
     :raises FtkvmError: FTKVM-520 when a copy of this VM is on this host already (anti-affinity), FTKVM-521 on failure;
-        nothing is left behind then
+        nothing is left behind then; FTKVM-622 this host's heartbeat is not written
     """
     if worker.vm.pid() is not None:
         raise FtkvmError("FTKVM-520", vm=request["vm"], host=ctx.host)
+    require_guard(ctx, request["vm"])
     peer = ctx.cluster.host(request["primary"])
     spec = PairSpec(
         worker.uuid,
@@ -84,6 +86,7 @@ def _prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any], spe
     threading.Thread(target=_accept, args=(worker, listener, request["primary"]), name="incoming", daemon=True).start()
     return {
         "address": ctx.config.ft,
+        "boot_id": ctx.boot_id,
         "migration_port": listener.getsockname()[1],
         "nbd_port": ports[0],
         "nics": {alias: vars(pair) for alias, pair in nics.items()},

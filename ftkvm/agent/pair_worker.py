@@ -108,6 +108,13 @@ class PairWorker:
         except queue.Full:
             log.warning("%s: inbox full, %s dropped", self.name, why)
 
+    def catch_up(self, timeout_s: float = 2.0) -> None:
+        """Wait until all events that have come so far were noted: those of an epoch that is over, before the next."""
+        noted = threading.Event()
+        self.poke("caught-up", noted)
+        if not noted.wait(timeout_s):
+            log.warning("%s: events are noted slowly", self.name)
+
     def new_epoch(self, spec: PairSpec) -> None:
         """A pair (or a secondary) of a new epoch begins on this host: forget the events of the one before."""
         self._colo_exit_at = None
@@ -149,6 +156,8 @@ class PairWorker:
                 self._note_event(what)
             elif why == "evidence":
                 self._note_evidence(*what)
+            elif why == "caught-up":
+                what.set()
             elif why == "worthless":
                 self._give_up_copy(what)
 
@@ -389,6 +398,7 @@ class PairWorker:
             self.ctx.workers.submit(lambda: self._record_failover(document), "record failover")
 
     def _record_failover(self, document: dict[str, Any]) -> None:
+        self.store.own(self.ctx.host, self.ctx.boot_id)
         self.store.save_failover(document)
         self.ctx.datastore.append_line(
             f"history/{self.ctx.host}.jsonl", {"event": "failover", "vm": self.name, **document}

@@ -85,6 +85,8 @@ class Protect:
     journal: OperationDoc = field(init=False)
     figures: dict[str, float] = field(default_factory=dict)
     _endpoints: Endpoints | None = None
+    _secondary_boot_id: str = ""
+    _owner: int | None = None
     _stopped_at: float = 0.0
 
     def run(self) -> PairDoc:
@@ -173,6 +175,7 @@ class Protect:
             },
             timeout_s=60.0,
         )
+        self._secondary_boot_id = str(answer["boot_id"])
         self._endpoints = Endpoints(
             answer["address"],
             answer["migration_port"],
@@ -211,6 +214,7 @@ class Protect:
 
     def record_pair(self) -> None:
         """The commit point: from now on the epoch ends by its winner file only."""
+        self._owner = self.store.own(self.ctx.host, self.ctx.boot_id)
         pair = self._pair()
         if self.store.create(pair) != pair:
             raise FtkvmError("FTKVM-512", vm=self.vm.name, epoch=self.epoch)
@@ -267,8 +271,9 @@ class Protect:
             self.vm.uuid,
             self.vm.name,
             self.epoch,
-            CopyPlace(self.ctx.host, self.journal.primary_disks),
-            CopyPlace(self.secondary, self.journal.secondary_disks),
+            CopyPlace(self.ctx.host, self.journal.primary_disks, self.ctx.boot_id),
+            CopyPlace(self.secondary, self.journal.secondary_disks, self._secondary_boot_id),
+            self._owner,
         )
 
     def spec(self, pair: PairDoc) -> PairSpec:

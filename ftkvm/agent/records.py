@@ -8,11 +8,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..catalogue import FtkvmError
 from ..core.pair import PairRecord as CoreRecord
 from ..core.pair import Winner, WinnerAbsent, WinnerState
 from ..core.reasons import Reason
 
 EPOCH_FILE = re.compile(r"^epoch-(\d{4,})\.pair$")
+OWNER_FILE = re.compile(r"^(\d{7})\.json$")
 
 
 class DatastorePort(Protocol):
@@ -28,21 +30,35 @@ class DatastorePort(Protocol):
 
 @dataclass(frozen=True)
 class CopyPlace:
-    """One copy of a VM: its host and its images, by disk target."""
+    """One copy of a VM: its host, its images by disk target, and which boot of the host runs it."""
 
     host: str
     disks: dict[str, str]
+    boot_id: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"host": self.host, "disks": self.disks, "boot_id": self.boot_id}
+
+    @classmethod
+    def from_json(cls, doc: dict[str, Any]) -> "CopyPlace":
+        return cls(doc["host"], dict(doc["disks"]), str(doc.get("boot_id", "")))
 
 
 @dataclass(frozen=True)
 class PairDoc:
-    """``epoch-N.pair``: who is primary, who secondary, with which images. Written before any output is released."""
+    """``epoch-N.pair``: who is primary, who secondary, with which images. Written before any output is released.
+
+    ``owner``: the number of the VM's owner file at that moment, which names the primary's host. While it is the newest,
+    this epoch says who may run the VM; a later one was written by the epoch's winner or after its end, and says it
+    itself. None: written by a version that did not note it.
+    """
 
     uuid: str
     vm: str
     epoch: int
     primary: CopyPlace
     secondary: CopyPlace
+    owner: int | None = None
 
     def core(self) -> CoreRecord:
         return CoreRecord(self.epoch, self.primary.host, self.secondary.host)
@@ -55,14 +71,15 @@ class PairDoc:
             "uuid": self.uuid,
             "vm": self.vm,
             "epoch": self.epoch,
-            "primary": {"host": self.primary.host, "disks": self.primary.disks},
-            "secondary": {"host": self.secondary.host, "disks": self.secondary.disks},
+            "primary": self.primary.to_json(),
+            "secondary": self.secondary.to_json(),
+            "owner": self.owner,
         }
 
     @classmethod
     def from_json(cls, doc: dict[str, Any]) -> "PairDoc":
-        places = [CopyPlace(doc[side]["host"], dict(doc[side]["disks"])) for side in ("primary", "secondary")]
-        return cls(doc["uuid"], doc["vm"], int(doc["epoch"]), *places)
+        primary, secondary = (CopyPlace.from_json(doc[side]) for side in ("primary", "secondary"))
+        return cls(doc["uuid"], doc["vm"], int(doc["epoch"]), primary, secondary, doc.get("owner"))
 
 
 @dataclass
@@ -135,6 +152,31 @@ class PairStore:
             {"epoch": epoch, "host": host, "boot_id": boot_id, "reason": str(reason), "at": time.time()},
         )
         return _winner(doc)
+
+    def own(self, host: str, boot_id: str) -> int:
+        """Note in the VM's owner files that it runs here, unless the newest says so already; the newest's number.
+
+        safety: to be called only where this host is the one that runs the VM, and no epoch is open: by the primary
+        before it records a pair, by an epoch's winner after it has won. Of two calls at once one writes.
+
+        :raises FtkvmError: FTKVM-103 somebody else took it meanwhile
+        """
+        number = max([0, *(int(m.group(1)) for m in map(OWNER_FILE.match, self._datastore.list(self._owners)) if m)])
+        newest = self._datastore.read_json(self._owner_file(number)) if number else None
+        if newest is not None and (newest.get("host"), newest.get("boot_id")) == (host, boot_id):
+            return number
+        mine = {"host": host, "boot_id": boot_id, "why": "failover", "at": time.time()}
+        there = self._datastore.create_once(self._owner_file(number + 1), mine)
+        if (there.get("host"), there.get("boot_id")) != (host, boot_id):
+            raise FtkvmError("FTKVM-103", vm=self.uuid, host=there.get("host"))
+        return number + 1
+
+    @property
+    def _owners(self) -> str:
+        return f"vms/{self.uuid}/owner"
+
+    def _owner_file(self, number: int) -> str:
+        return f"{self._owners}/{number:07d}.json"
 
     def operation(self) -> OperationDoc | None:
         doc = self._datastore.read_json(f"{self._directory}/operation.json")

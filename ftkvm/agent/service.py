@@ -327,15 +327,15 @@ class Service:
     ) -> Json:
         """Begin to start a VM here; see :meth:`Vms.start`.
 
-        safety: HA never starts a VM that has FT on. Pair records and owner files do not name boot ids of one moment
-        yet, so a host that had been booted once looked like one that had lost its copy, and a VM ran twice (seen in the
-        lab). Until they do, a pair goes on by itself, and when both copies are gone an operator's `vm start`, which
-        asks every host, starts it.
+        safety: HA starts a VM that was in a pair only when the pair's record names the boots of both its hosts and the
+        owner file of that moment (``core.ha.lost``). A record of an older version does not: a host that had been
+        booted once looked like one that had lost its copy, and a VM ran twice (seen in the lab). Such a one is started
+        by an operator's `vm start`, which asks every host.
 
         :raises FtkvmError: FTKVM-119
         """
         record = self.vms.find(uuid)
-        if why == OwnerWhy.RESTARTED and record.ft_enabled:
+        if why == OwnerWhy.RESTARTED and self.vms.has_old_pair_record(record):
             raise FtkvmError("FTKVM-119", vm=record.name)
 
         def work(progress: Progress) -> None:
@@ -407,7 +407,6 @@ class Service:
                 store = PairStore(self._ctx.datastore, uuid)
                 bounded(self._ctx, lambda: store.set_ft_off(None), f"vms/{uuid}")
                 return
-            self.vms.own(record)  # before the pair's records lose their meaning
             pairs.turn_off(uuid, progress, disable=disable)
 
         return asdict(self.operations.start("disable" if disable else "turn-off", record.name, uuid, work))

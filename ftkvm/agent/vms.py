@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ftkvm.agent.cold_start import ColdStart
 from ftkvm.agent.context import AgentContext
+from ftkvm.agent.guarded import require_guard
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.power import note_power, try_power
 from ftkvm.agent.records import PairStore
@@ -31,14 +32,6 @@ _FORGET_TIMEOUT_S = 20.0
 _NOTHING_RUNS = frozenset({"FTKVM-106", "FTKVM-107", "FTKVM-111", "FTKVM-115", "FTKVM-118", "FTKVM-331"})
 """Errors of a start after which certainly neither QEMU nor qemu-img works on the images."""
 _OWNER = re.compile(r"(\d{7})\.json")
-_PAIR = re.compile(r"epoch-\d{4,}\.pair")
-
-
-class HasGuard(Protocol):
-    """What this part needs of the HA part: whether a VM that is started now would be stopped in time."""
-
-    @property
-    def guarded(self) -> bool: ...
 
 
 class Pairs(Protocol):
@@ -270,16 +263,16 @@ class Vms:
             FTKVM-111/115/118 which images are the last is not decided, FTKVM-622 this host cannot guard it now
         """
         progress(1, 3, f"taking the VM for {self._ctx.host}")
-        self._require_guard(record)
+        require_guard(self._ctx, record.name)
         self._ctx.libvirt.require_versions()
         xml = self.definition(record.uuid)
         if why == "started":
             note_power(self._ctx, record.uuid, on=True)
+        cold = ColdStart(self._ctx, record.name, PairStore(self._ctx.datastore, record.uuid), xml)
+        cold.end_epoch(cold_epoch, cold_winner)  # before the owner file, which is the later word of the two
         self.claim(record, expected_owner, why)
         progress(2, 3, "finding its newest images")
-        cold = ColdStart(self._ctx, record.name, PairStore(self._ctx.datastore, record.uuid), xml)
         try:
-            cold.end_epoch(cold_epoch, cold_winner)
             xml = plain_xml(xml, changed_images(xml, cold.images(progress)))
             progress(3, 3, "starting QEMU")
             pairs = self.pairs
@@ -300,16 +293,6 @@ class Vms:
                 raise FtkvmError("FTKVM-107", vm=record.name, detail=error.params.get("detail", "")) from error
             raise
 
-    def _require_guard(self, record: VmRecord) -> None:
-        """Refuse while HA could not stop the VM in time.
-
-        safety: others count a host's VMs as ended some seconds after its last heartbeat on the datastore. A VM that
-        starts later than this host looks after that would not be.
-        """
-        guard = cast(HasGuard | None, self._ctx.extras.get("ha"))
-        if guard is not None and not guard.guarded:
-            raise FtkvmError("FTKVM-622", vm=record.name, host=self._ctx.host)
-
     def _not_started(self, record: VmRecord, why: str) -> None:
         """Take back what a start has noted: an operator's counts as not wanted, HA's may be tried elsewhere.
 
@@ -321,7 +304,7 @@ class Vms:
             return
         if why == "started":
             try_power(self._ctx, record.uuid, on=False)
-        self._release(record, "stopped" if why == "started" else "released")
+        self._let_go(record, "stopped" if why == "started" else "released")
 
     def waiting_for_nobody(self, record: VmRecord) -> set[str]:
         """The host of a copy that a cut-off protect left waiting: its start ends it (``cold_start``)."""
@@ -362,38 +345,33 @@ class Vms:
     def possible_hosts(self, record: VmRecord) -> set[str]:
         """Hosts that may have a live copy as far as the datastore tells.
 
-        safety: while FT is on, the newest epoch says it: its winner, or both its hosts while it has none. A copy of a
-        decided epoch on another host cannot go live any more (its agent finds the winner's file). Otherwise the owner
-        files do: turning FT off writes one first, so does every start, and a clean stop writes that nobody runs it.
+        safety: the newest epoch says it (its winner, or both its hosts while it has none) as long as no owner file is
+        newer than the one its record names. A copy of a decided epoch on another host cannot go live any more (its
+        agent finds the winner's file). Later owner files are written by the epoch's winner, or by a start after its
+        end. A record that names no owner file (of an older version) counts while FT is on.
         """
         number, owner = self.owner(record.uuid)
         hosts = {owner} if owner else set()
-        if record.ft_enabled or number == 0:
-            path = f"ft/{record.uuid}"
-            hosts |= bounded(self._ctx, lambda: self._pair_hosts(path), path)
-        return hosts
+        store = PairStore(self._ctx.datastore, record.uuid)
 
-    def _pair_hosts(self, path: str) -> set[str]:
-        pairs = [name for name in self._ctx.datastore.list(path) if _PAIR.fullmatch(name)]
-        if not pairs:
-            return set()
-        newest = max(pairs, key=lambda name: int(name[6:-5]))
-        winner = self._ctx.datastore.read_json(f"{path}/{newest[:-5]}.winner")
-        if winner is not None:  # after a cold restart only the owner file speaks: both copies were gone before it
-            return set() if winner.get("reason") == Reason.COLD_RESTART else {str(winner["host"])}
-        pair = self._ctx.datastore.read_json(f"{path}/{newest}") or {}
-        return {str(pair[side]["host"]) for side in ("primary", "secondary") if side in pair}
+        def of_the_pair() -> set[str]:
+            pair = store.latest()
+            if pair is None:
+                return set()
+            known = pair.owner
+            if number > known if known is not None else (number > 0 and not record.ft_enabled):
+                return set()
+            winner = store.winner(pair.epoch)
+            if isinstance(winner, Winner):  # after a cold restart only the owner file speaks
+                return set() if winner.reason is Reason.COLD_RESTART else {winner.host}
+            return {pair.primary.host, pair.secondary.host}
 
-    def own(self, record: VmRecord) -> None:
-        """Note that the VM runs here, where a failover may have brought it.
+        return hosts | bounded(self._ctx, of_the_pair, f"ft/{record.uuid}")
 
-        safety: from now on only this file tells that a host which falls silent may still run the VM.
-
-        :raises DatastoreError: it could not be noted
-        """
-        number, owner = self.owner(record.uuid)
-        if owner != self._ctx.host and self._ctx.libvirt.domain(record.uuid) is not None:
-            self.claim(record, number)
+    def has_old_pair_record(self, record: VmRecord) -> bool:
+        """Whether the VM's newest pair was recorded by a version that did not note boots and owner."""
+        pair = bounded(self._ctx, PairStore(self._ctx.datastore, record.uuid).latest, f"ft/{record.uuid}")
+        return pair is not None and pair.owner is None
 
     def claim(self, record: VmRecord, expected: int, why: str = "started") -> None:
         """Take the owner file after number ``expected`` for this host.
@@ -429,13 +407,14 @@ class Vms:
 
     def _release(self, record: VmRecord, why: str = "stopped") -> None:
         """Note that nobody runs the VM any more, so that it can be started while this host does not answer."""
+        if not record.ft_enabled:  # else the pair's own records say who may have a copy
+            self._let_go(record, why)
 
+    def _let_go(self, record: VmRecord, why: str) -> None:
         def write(number: int) -> None:
             nobody = {"host": None, "boot_id": self._ctx.boot_id, "why": why, "at": time.time()}
             self._ctx.datastore.create_once(f"vms/{record.uuid}/owner/{number + 1:07d}.json", nobody)
 
-        if record.ft_enabled:  # the pair's own records say who may have a copy
-            return
         try:
             number, _owner = self.owner(record.uuid)
             bounded(self._ctx, lambda: write(number), f"vms/{record.uuid}/owner")

@@ -463,9 +463,16 @@ def test_after_a_total_power_loss_all_start_again_in_order() -> None:
     assert [start.uuid for _, start in one.starts][:3] == ["vm1", "vm2", "vm0"]
 
 
+def epoch(winner: str | None = None, *, owner: int | None = 1, **more: object) -> m.FtEpoch:
+    """Epoch 7 of vm1, h2 its primary, h3 its secondary, recorded when its owner file had number ``owner``."""
+    boots = {"primary_boot_id": "boot-h2", "secondary_boot_id": "boot-h3"}
+    known = {**boots, "winner_boot_id": f"boot-{winner}" if winner else "", **more}
+    return m.FtEpoch(7, "h2", "h3", winner, owner=owner, **known)  # type: ignore[arg-type]
+
+
 def test_a_pair_is_left_alone_until_both_copies_are_gone() -> None:
     one = coordinator(4)
-    one.vm("vm1", "h2", ft=m.FtEpoch(7, "h2", "h3", None))
+    one.vm("vm1", "h2", ft=epoch(), protected=True)
     one.quiet["h2"] = one.now
     one.run(40)
     assert not one.starts
@@ -473,6 +480,74 @@ def test_a_pair_is_left_alone_until_both_copies_are_gone() -> None:
     one.until(lambda: one.starts)
     start = one.starts[0][1]
     assert (start.cold_epoch, start.cold_winner) == (7, "h2")
+
+
+def test_a_host_that_had_been_booted_before_proves_nothing_of_a_pair() -> None:
+    """The owner file names an older boot of the primary's host: in the lab a pair was started a second time so."""
+    one = coordinator(4)
+    one.vm("vm1", "h2", ft=epoch(), protected=True, owner=m.Owner(1, "h2", "boot-of-last-week"))
+    one.run(90)
+    assert not one.starts
+
+
+def test_the_winner_of_an_epoch_is_who_must_be_gone() -> None:
+    """h3 went on; that the owner file still names h2, which is lost for good, starts nothing."""
+    one = coordinator(4)
+    one.vm("vm1", "h2", ft=epoch("h3"), protected=True)
+    one.quiet["h2"] = one.now
+    one.run(90)
+    assert not one.starts
+    one.quiet["h3"] = one.now
+    one.until(lambda: one.starts)
+    assert one.starts[0][1].cold_epoch is None
+
+
+def test_a_winner_that_was_booted_again_runs_it_no_more() -> None:
+    one = coordinator(4)
+    one.vm("vm1", "h2", ft=epoch("h3", winner_boot_id="boot-before"), protected=True)
+    one.heartbeats["h3"] = replace(one.heartbeats["h3"], boot_id="boot-before")
+    one.run(5)
+    assert not one.starts
+    one.heartbeats["h3"] = replace(one.heartbeats["h3"], boot_id="boot-h3")
+    one.until(lambda: one.starts, 30)
+
+
+def test_an_owner_file_newer_than_the_epoch_is_the_later_word() -> None:
+    """Both hosts of the old epoch are lost for good; it was started elsewhere since, and runs there."""
+    one = coordinator(4)
+    one.vm("vm1", "h4", ft=epoch(), protected=True, owner=m.Owner(2, "h4", "boot-h4"))
+    one.quiet["h2"] = one.quiet["h3"] = one.now
+    one.run(90)
+    assert not one.starts
+    one.quiet["h4"] = one.now
+    one.until(lambda: one.starts)
+    assert one.starts[0][1].cold_epoch is None
+
+
+def test_ft_turned_off_leaves_the_epochs_word_until_an_owner_file_follows() -> None:
+    """`turn-off` says that FT is off before the epoch has its winner: cut off there, the secondary may go live."""
+    one = coordinator(4)
+    one.vm("vm1", "h2", ft=epoch(), protected=False)
+    one.quiet["h2"] = one.now
+    one.run(40)
+    assert not one.starts
+
+
+def test_a_record_of_an_older_version_starts_nothing() -> None:
+    one = coordinator(4)
+    one.vm("vm1", "h2", ft=epoch(owner=None), protected=True)
+    one.quiet["h2"] = one.quiet["h3"] = one.now
+    one.run(120)
+    assert not one.starts
+    assert one.status is not None and "older version" in one.status.waiting[0].why
+
+
+def test_after_an_epoch_that_nobody_won_it_is_started_when_it_is_wanted() -> None:
+    one = coordinator(4)
+    one.vm("vm1", "h2", ft=epoch("h2", nobody=True), protected=True)
+    one.run(20)
+    assert not one.starts
+    one.until(lambda: one.starts, 60)
 
 
 def test_with_ha_off_nothing_is_restarted() -> None:

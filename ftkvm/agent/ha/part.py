@@ -192,7 +192,7 @@ class HaPart:
     def vms_read(self, read: VmsRead) -> None:
         """What a look at the VMs found: needs for the capacity, FT, and what was not understood."""
         self._needs = {vm.uuid: Needs(vm.cpu_mhz, vm.memory_mb) for vm in read.vms}
-        self._protected = frozenset(vm.uuid for vm in read.vms if vm.ft is not None)
+        self._protected = frozenset(vm.uuid for vm in read.vms if vm.protected)
         for path in sorted(set(read.corrupt) - self._corrupt):
             self.history.tell(Event("corrupt-file", f"{path} is not understood; left alone, as is its VM"))
         self._corrupt = frozenset(read.corrupt)

@@ -22,6 +22,7 @@ from ftkvm.core.ha.model import (
     Vm,
 )
 from ftkvm.core.ha.settings import VmSettings, vm_settings
+from ftkvm.core.reasons import NOBODY_GOES_LIVE
 from ftkvm.ports import CorruptFile, Datastore, Json
 
 _NUMBERED = re.compile(r"(\d{7})\.json")
@@ -139,10 +140,11 @@ class HaStore:
         vms: list[Vm] = []
         corrupt: list[str] = []
         uuids = self._datastore.list("vms")
+        with_epochs = frozenset(self._datastore.list("ft"))
         plain = vm_settings(settings, {})
         for uuid in uuids:
             try:
-                vm = self._vm(uuid, settings, plain)
+                vm = self._vm(uuid, settings, plain, with_epochs)
             except CorruptFile as error:
                 corrupt.append(str(error.params.get("path", f"vms/{uuid}")))
                 continue
@@ -152,8 +154,8 @@ class HaStore:
             del self._known[gone]
         return VmsRead(tuple(vms), tuple(corrupt))
 
-    def _vm(self, uuid: str, settings: Mapping[str, Any], plain: VmSettings) -> Vm | None:
-        """``plain``: what is in force for a VM without values of its own."""
+    def _vm(self, uuid: str, settings: Mapping[str, Any], plain: VmSettings, with_epochs: frozenset[str]) -> Vm | None:
+        """``plain``: what is in force for a VM without values of its own; ``with_epochs``: VMs that were in a pair."""
         known = self._look(uuid)
         if known is None:
             return None
@@ -172,7 +174,8 @@ class HaStore:
             cpu_mhz=values.cpu_mhz,
             memory_mb=needed_memory_mb(values, settings, defined, ft=ft_enabled),
             bridges=defined.bridges,
-            ft=self._ft_epoch(uuid) if ft_enabled else None,
+            ft=self._ft_epoch(uuid) if uuid in with_epochs else None,
+            protected=ft_enabled,
         )
 
     def _look(self, uuid: str) -> _Known | None:
@@ -198,8 +201,18 @@ class HaStore:
         pair, winner = self._datastore.read_json(f"{path}.pair"), self._datastore.read_json(f"{path}.winner")
 
         def decode(document: Json) -> FtEpoch:
-            won = None if winner is None else str(winner["host"])
-            return FtEpoch(max(epochs), str(document["primary"]["host"]), str(document["secondary"]["host"]), won)
+            won = winner or {}
+            return FtEpoch(
+                epoch=max(epochs),
+                primary=str(document["primary"]["host"]),
+                secondary=str(document["secondary"]["host"]),
+                winner=str(won["host"]) if winner is not None else None,
+                primary_boot_id=str(document["primary"].get("boot_id", "")),
+                secondary_boot_id=str(document["secondary"].get("boot_id", "")),
+                winner_boot_id=str(won.get("boot_id", "")),
+                owner=document.get("owner"),
+                nobody=str(won.get("reason")) in NOBODY_GOES_LIVE,
+            )
 
         return understood(f"{path}.pair", pair or {}, decode)
 

@@ -191,7 +191,8 @@ def _look_after_own(guard: Guard, desk: Desk) -> Guard:
 def _died(vm: Vm, desk: Desk) -> bool:
     """Ours, of this boot, wanted; a pair's copy only if it is the one that goes on alone."""
     mine = vm.owner.host == desk.seen.me and vm.owner.boot_id == desk.seen.boot_id
-    return vm.power and mine and (vm.ft is None or vm.ft.winner == desk.seen.me)
+    epoch = vm.open_epoch
+    return vm.power and mine and (epoch is None or epoch.winner == desk.seen.me)
 
 
 def _read_own(guard: Guard, desk: Desk, here: frozenset[str]) -> Guard:

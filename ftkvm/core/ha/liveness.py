@@ -168,8 +168,8 @@ def _tell(desk: Desk, before: HostView | None, view: HostView) -> None:
 def boots_over(windows: Windows, runners: Iterable[tuple[str, str]], known_ms: int) -> frozenset[tuple[str, str]]:
     """Those of the (host, boot id) that run something, as was known at ``known_ms``, whose host was booted again since.
 
-    safety: an agent claims owner files only after its boot's first heartbeat was written. So a heartbeat that was read
-    after the owner file and names another boot is of a later one.
+    safety: an agent claims owner files, and makes copies of pairs, only after its boot's first heartbeat was written.
+    So a heartbeat that was read after the owner file or the pair's record and names another boot is of a later one.
     """
     if windows.asked_ms is None or windows.asked_ms < known_ms:
         return frozenset()

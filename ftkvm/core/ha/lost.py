@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ftkvm.core.ha import liveness as living
 from ftkvm.core.ha.desk import Desk
 from ftkvm.core.ha.liveness import Liveness
-from ftkvm.core.ha.model import OwnerWhy, Priority, Vm
+from ftkvm.core.ha.model import FtEpoch, OwnerWhy, Priority, Vm
 from ftkvm.core.ha.windows import Windows
 
 _Gone = Callable[..., str | None]
@@ -44,6 +44,8 @@ def lost(
     verdicts: dict[tuple[str, str, bool], str | None] = {}
 
     def gone(host: str, boot_id: str, ordinary: bool = True) -> str | None:
+        if not boot_id:
+            return None
         key = (host, boot_id, ordinary)
         if key not in verdicts:
             verdicts[key] = living.gone(liveness, desk, windows, host, boot_id, over, ordinary=ordinary)
@@ -56,7 +58,9 @@ def lost(
             continue
         first = since.get(vm.uuid, desk.now)
         one = (
-            _pair(vm, desk, gone, troubled, first) if vm.ft is not None else _ordinary(vm, desk, gone, troubled, first)
+            _pair(vm, vm.open_epoch, desk, gone, troubled, first)
+            if vm.open_epoch is not None
+            else _ordinary(vm, desk, gone, troubled, first)
         )
         if one is not None:
             found.append(one)
@@ -76,34 +80,44 @@ def _ordinary(vm: Vm, desk: Desk, gone: _Gone, troubled: set[str], first: int) -
 def _released(vm: Vm, desk: Desk, first: int) -> Lost:
     if vm.owner.why in (OwnerWhy.RELEASED, OwnerWhy.EVACUATED):
         return Lost(vm, f"its owner file says it was {vm.owner.why}", "", since_ms=first)
+    return _free(vm, desk, first)
+
+
+def _free(vm: Vm, desk: Desk, first: int) -> Lost:
     if desk.now - first >= FREE_AFTER_MS:
         return Lost(vm, "it is wanted and nobody runs it", "", since_ms=first)
     return Lost(vm, "", "it is wanted and nobody runs it; perhaps somebody is starting it", (), first,
                 first + FREE_AFTER_MS)  # fmt: skip
 
 
-def _pair(vm: Vm, desk: Desk, gone: _Gone, troubled: set[str], first: int) -> Lost | None:
-    """A VM with FT: its pair looks after itself, as long as one of its copies can go live.
+def _pair(vm: Vm, ft: FtEpoch, desk: Desk, gone: _Gone, troubled: set[str], first: int) -> Lost | None:
+    """A VM whose newest epoch says who may run it: the pair looks after itself, as long as a copy can go live.
 
-    safety: an undecided epoch is won for its primary's images before they are started. That needs the primary's copy to
-    be gone for certain; the secondary's copy needs no proof, for it finds the winner file and ends itself.
+    safety: each host is asked about by the boot that had the copy, as the record or the winner's file names it: a host
+    that was booted again since, or had been before, proves nothing else. An undecided epoch is won for its primary's
+    images before they are started. That needs the primary's copy to be gone for certain; the secondary's copy needs no
+    proof, for it finds the winner file and ends itself; and if it has won meanwhile, the start is refused
+    (``ColdStart.end_epoch``).
     """
-    ft, owner = vm.ft, vm.owner
-    assert ft is not None
+    if ft.owner is None:
+        why_not = "its pair was recorded by an older version of ftkvm, without boot ids: start it by hand"
+        return Lost(vm, "", why_not, (), first) if {ft.primary, ft.secondary} & troubled else None
+    if ft.nobody:
+        return _free(vm, desk, first)
     if ft.winner is not None:
-        if owner.host is None:
-            return _released(vm, desk, first)
-        host = ft.winner if owner.host != ft.winner else owner.host
-        proof = gone(host, owner.boot_id if owner.host == host else "")
+        proof = gone(ft.winner, ft.winner_boot_id)
         if proof is None:
-            return _unproven(vm, (host,), desk, troubled, first)
-        return _proven(vm, proof, (host,), desk, first)
-    proof = gone(ft.primary, owner.boot_id if owner.host == ft.primary else "", ordinary=False)
+            return _unproven(vm, (ft.winner,), desk, troubled, first)
+        return _proven(vm, proof, (ft.winner,), desk, first)
     hosts = (ft.primary, ft.secondary)
+    proof = gone(ft.primary, ft.primary_boot_id, ordinary=False)
     if proof is None:
         return _unproven(vm, hosts, desk, troubled, first)
-    if gone(ft.secondary, "", ordinary=False) is not None or desk.now - first >= PAIR_DECIDES_MS:
-        return _proven(vm, f"both copies are gone: {proof}", hosts, desk, first)
+    other = gone(ft.secondary, ft.secondary_boot_id, ordinary=False)
+    if other is not None or desk.now - first >= PAIR_DECIDES_MS:
+        return _proven(
+            vm, f"both copies are gone: {proof}; {other or 'the other has not gone live'}", hosts, desk, first
+        )
     return Lost(vm, "", f"its secondary on {ft.secondary} may go live", hosts, first, first + PAIR_DECIDES_MS)
 
 

@@ -65,6 +65,7 @@ class OwnerWhy(StrEnum):
     STOPPED = "stopped"  # host None: the operator or the guest switched it off
     RELEASED = "released"  # host None: an isolation response or a lost datastore stopped it; HA starts it again
     EVACUATED = "evacuated"
+    FAILOVER = "failover"  # the copy that went on when the other one was lost
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,22 @@ class IsolationResponse(StrEnum):
 
 @dataclass(frozen=True)
 class FtEpoch:
-    """The newest epoch of a VM with FT on; ``winner`` None: not decided."""
+    """The newest epoch of a VM that was ever in a pair; ``winner`` None: not decided.
+
+    ``owner``: number of the owner file when the pair was recorded; a newer one is the later word (agent/records.py).
+    None: a record of an older version, from which nothing is concluded. ``nobody``: the epoch ended so that no copy of
+    it goes live. Boot ids as the record and the winner's file have them; "" if they do not.
+    """
 
     epoch: int
     primary: str
     secondary: str
     winner: str | None
+    primary_boot_id: str = ""
+    secondary_boot_id: str = ""
+    winner_boot_id: str = ""
+    owner: int | None = None
+    nobody: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,24 @@ class Vm:
     memory_mb: int = 0  # reservation and overhead: what a host must have free to run it
     bridges: frozenset[str] = frozenset()
     ft: FtEpoch | None = None
+    protected: bool = False  # FT is on
+
+    @property
+    def runners(self) -> tuple[tuple[str, str], ...]:
+        """The boots (host, boot id) that may have a copy of it, by what the datastore says."""
+        epoch = self.open_epoch
+        if epoch is None:
+            return () if self.owner.host is None else ((self.owner.host, self.owner.boot_id),)
+        if epoch.winner is not None:
+            return ((epoch.winner, epoch.winner_boot_id),)
+        return ((epoch.primary, epoch.primary_boot_id), (epoch.secondary, epoch.secondary_boot_id))
+
+    @property
+    def open_epoch(self) -> FtEpoch | None:
+        """The epoch that says who may run the VM; None: the owner file does."""
+        if self.ft is None or (self.ft.owner is not None and self.owner.number > self.ft.owner):
+            return None
+        return self.ft if self.ft.owner is not None or self.protected else None
 
 
 # ------------------------------------------------------------------------------------------------ what a host sees

@@ -173,7 +173,7 @@ def _find_lost(restarts: Restarts, desk: Desk, windows: Windows, liveness: Liven
     timed = any(each.after_ms is not None for each in restarts.lost)
     if key == restarts.lost_key and not timed:
         return restarts
-    runners = {(vm.owner.host, vm.owner.boot_id) for vm in restarts.vms if vm.owner.host is not None}
+    runners = {runner for vm in restarts.vms for runner in vm.runners}
     over = (restarts.over & runners) | living.boots_over(windows, runners, restarts.seen_ms)
     since = {each.vm.uuid: each.since_ms for each in restarts.lost}
     found = lost(restarts.vms, desk, windows, liveness, over, since)
@@ -292,8 +292,9 @@ def _not_now(each: Lost, attempt: Try, desk: Desk, restarts: Restarts) -> str | 
 def _issue(desk: Desk, each: Lost, host: str, attempt: Try) -> StartVm:
     vm = each.vm
     cold_epoch = cold_winner = None
-    if vm.ft is not None and vm.ft.winner is None:
-        cold_epoch, cold_winner = vm.ft.epoch, vm.ft.primary
+    epoch = vm.open_epoch
+    if epoch is not None and epoch.winner is None:
+        cold_epoch, cold_winner = epoch.epoch, epoch.primary
     action = StartVm(vm.uuid, vm.name, host, vm.owner.number, attempt.attempts + 1, cold_epoch, cold_winner)
     desk.ask(action)
     desk.tell("restart", f"{vm.name} is restarted on {host}: {each.proof}", host, vm.uuid, priority=str(vm.priority),
