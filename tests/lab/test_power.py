@@ -33,6 +33,7 @@ def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
     with seated(tmp_path_factory.mktemp("seat"), "host31", "host32", "host33") as made:
         for host in made.hosts:
             assert made.add_host(host).status == 0
+        made.ok("cluster", "set", "ha.enabled=off")  # here the operator starts what is lost; the last test is HA's
         made.define(made.hosts[0], VM, size="1G")
         made.ok("vm", "register", VM, "--host", made.hosts[0].name)
         made.ok("vm", "start", VM, "--host", made.hosts[0].name)
@@ -189,6 +190,51 @@ def test_a_turn_off_is_lost_together_with_the_vm(seat: Seat, disk: Disk, step: s
     assert image_of(seat, VM) == f"{seat.inside}/images/{VM}.qcow2"
     disk.check()
     assert seat.run("enable", VM).status == 0
+
+
+def test_ha_restarts_it_when_both_hosts_are_lost(seat: Seat, disk: Disk) -> None:
+    """Nobody had won, and the third host is alone: it restarts the VM from the primary's disk, once (issue 3)."""
+    pair = protected(seat)
+    seat.ok("cluster", "set", "ha.enabled=on")
+    try:
+        disk.write(seat.host(pair["host"]))
+        third = seat.other(pair["host"], pair["secondary_host"])
+        seat.crash(pair["host"], pair["secondary_host"])
+        seen = seat.wait_vm(VM, "restarted", lambda entry: entry["state"] == "running", PATIENCE_S)
+        assert seen["host"] == third.name
+        epochs = sorted(path.name for path in seat.metadata(VM).glob("epoch-*.pair"))
+        assert reason(seat, int(epochs[-1][6:-5])) == "cold-restart" or int(epochs[-1][6:-5]) > pair["epoch"]
+        disk.check()
+        seat.power_on(pair["host"], pair["secondary_host"])
+        after = protected(seat, pair["epoch"])
+        assert after["host"] == third.name
+        running = [host.name for host in seat.hosts if faults.qemu_pids(host, VM)]
+        assert sorted(running) == sorted([after["host"], after["secondary_host"]])
+        disk.check()
+    finally:
+        seat.ok("cluster", "set", "ha.enabled=off")
+
+
+def test_ha_restarts_a_winner_that_is_lost_before_it_has_a_new_secondary(seat: Seat, disk: Disk) -> None:
+    """The epoch was decided; the owner file and the winner's file name the boot that must be gone."""
+    pair = protected(seat)
+    first, second = seat.host(pair["host"]), seat.host(pair["secondary_host"])
+    third = seat.other(first.name, second.name)
+    seat.ok("cluster", "set", "ha.enabled=on")
+    try:
+        cut_off_after(second, "freeze")  # the winner's re-protect dies at its first step
+        disk.write(first)
+        seat.crash(first.name)
+        wait_cut_off(second)
+        seat.crash(second.name)
+        seen = seat.wait_vm(VM, "restarted", lambda entry: entry["state"] == "running", PATIENCE_S)
+        assert seen["host"] == third.name
+        disk.check()
+        seat.power_on(first.name, second.name)
+        protected(seat, pair["epoch"])
+        disk.check()
+    finally:
+        seat.ok("cluster", "set", "ha.enabled=off")
 
 
 def test_a_guest_that_powers_itself_off_is_off_and_starts_again(seat: Seat) -> None:
