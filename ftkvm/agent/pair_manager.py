@@ -473,8 +473,9 @@ class PairManager:
         """Kill this host's copy of ``epoch`` because the asker owns the VM now. A copy of a later epoch stays.
 
         safety: the asker is an agent of the cluster (its certificate says so). An *abandoned* copy is a secondary whose
-        pair record was never written; any other is ended only if the winner file does not name this host. When the
-        datastore does not answer here, the winner's word is all there is, and a destroyed loser is always safe.
+        pair record was never written, or which never was whole: it holds no state that could go live. Any other is
+        ended only if the winner file does not name this host. When the datastore does not answer here, the winner's
+        word is all there is, and a destroyed loser is always safe.
         """
         worker = self.workers.get(uuid)
         spec = worker.spec if worker is not None else None
@@ -494,7 +495,8 @@ class PairManager:
         except FtkvmError as error:
             log.warning("%s: %s; taking the peer's word", worker.name, error)
             return reason != Reason.ABANDONED
-        return reason == Reason.ABANDONED and spec.role == "secondary" and not recorded
+        never_whole = worker.vm.observe().state is QemuState.SECONDARY_LOADING
+        return reason == Reason.ABANDONED and spec.role == "secondary" and (never_whole or not recorded)
 
     # -- status --------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ reach its commit point is undone; one that did goes forward if lockstep was reac
 winner file; a turn-off is carried on.
 """
 
-import contextlib
 import logging
 
 from ..catalogue import FtkvmError
@@ -71,21 +70,27 @@ def _without_qemu(ctx: AgentContext, worker: PairWorker, journal: OperationDoc) 
     Any other may be the only document that names the newest overlay, or says that FT is to go: it stays for whoever
     starts the VM again (``cold_start``).
     """
+    if journal.kind == "protect":
+        _end_waiting(ctx, worker, journal)
     pair = ctx.workers.run(worker.store.latest, 5.0, "read pair record")
     if journal.kind == "protect" and pair is not None and journal.epoch <= pair.epoch:
         log.warning("%s: no QEMU here; its journal (epoch %d) is dropped", worker.name, journal.epoch)
         worker.store.clear_operation()
     else:
         log.warning("%s: no QEMU here; the journal of %s stays for the VM's next start", worker.name, journal.kind)
-        if journal.kind == "protect":
-            with contextlib.suppress(FtkvmError):  # it waits for nobody; one that is not reached ends by itself
-                ctx.peers.call(
-                    journal.secondary or "",
-                    "POST",
-                    f"/v1/peer/pairs/{worker.uuid}/destroy",
-                    {"epoch": journal.epoch, "reason": str(Reason.ABANDONED)},
-                    timeout_s=5.0,
-                )
+
+
+def _end_waiting(ctx: AgentContext, worker: PairWorker, journal: OperationDoc) -> None:
+    """The copy that was being made waits for nobody. Its host ends it unless it is whole and may go live.
+
+    One that is not reached ends by itself.
+    """
+    path = f"/v1/peer/pairs/{worker.uuid}/destroy"
+    body = {"epoch": journal.epoch, "reason": str(Reason.ABANDONED)}
+    try:
+        ctx.peers.call(journal.secondary or "", "POST", path, body, timeout_s=5.0)
+    except FtkvmError as error:
+        log.info("%s: the copy on %s was not ended: %s", worker.name, journal.secondary, error)
 
 
 def inherit(ctx: AgentContext, worker: PairWorker, journal: OperationDoc) -> None:

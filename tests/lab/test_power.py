@@ -163,10 +163,7 @@ def test_making_a_secondary_is_lost_together_with_the_vm(seat: Seat, disk: Disk,
         disk.write(home)
     seat.crash(home.name)
     seat.power_on(home.name)
-    if step == "mirror":
-        wait_off(seat)
-    else:  # a copy of a recorded pair waits there until the epoch is ended by the next start
-        seat.wait_vm(VM, "off", lambda entry: entry["state"] == "off", PATIENCE_S)
+    wait_off(seat)
     start_and_check(seat, disk, "--host", away.name)
     protected(seat, pair["epoch"])
 
