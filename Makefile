@@ -34,16 +34,16 @@ check: $(VENV)/ready ## format, lint, types, and the tests that need no lab
 # What FT promises is asked once, and once wrong is wrong. The other lab tests (hosts, bad input, interruptions) hang on the
 # machine's mood as well: what failed is run a second time, in full sight.
 PROMISES := tests/lab/test_demo.py tests/lab/test_ft.py
-# LONG is not in `make test` yet: minutes each, and not seen green often enough on a quiet machine to stop a commit.
-LONG := tests/lab/test_ha.py tests/lab/test_vm_monitoring.py tests/lab/test_power.py
-OTHERS := $(PYTHON) -m pytest -q -m lab $(PROMISES:%=--ignore=%) $(LONG:%=--ignore=%)
+OTHERS := $(PYTHON) -m pytest -q -m lab $(PROMISES:%=--ignore=%)
+# Of these `make test` takes a sample, and `make long` every case.
+LONG := tests/lab/test_plans_disturbed.py tests/lab/test_shapes.py
 
 test: setup check ## all of check, then the lab's tests on real hosts
 	$(PYTHON) -m pytest -q -m lab $(PROMISES)
 	$(OTHERS) || $(OTHERS) --last-failed --last-failed-no-failures none
 
-long: setup ## the lab's tests that are not in `make test` yet: HA, VM monitoring, power of FT VMs
-	$(PYTHON) -m pytest -q -m lab $(LONG)
+long: setup ## every case of the tests of which `make test` takes a sample: each step of each plan disturbed, every shape of VM
+	FTKVM_FULL=1 $(PYTHON) -m pytest -q -m lab $(LONG)
 
 soak: setup ## the long rounds: FT (one connection, one ledger: build/soak.json) and HA (build/ha-soak.json)
 	$(PYTHON) -m ftkvm.lab.soak

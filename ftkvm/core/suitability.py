@@ -98,11 +98,13 @@ def _disk(disk: ET.Element, images: Mapping[str, ImageFacts], rules: Rules) -> I
     for mark in ("readonly", "shareable", "transient"):
         if disk.find(mark) is not None:
             yield Finding("FTKVM-127", {"device": name, "what": mark})
+    driver = disk.find("driver")
+    if driver is not None and (driver.get("iothread") or driver.find("iothreads") is not None):
+        yield Finding("FTKVM-131", {"device": name})
     if not _below(source, rules.datastore):
         yield Finding("FTKVM-124", _disk_params(name, disk, rules))
         return
     facts = images.get(source)
-    driver = disk.find("driver")
     image_format = facts.format if facts else (driver.get("type", "raw") if driver is not None else "raw")
     if image_format not in _FORMATS:
         yield Finding("FTKVM-123", {"device": name, "format": image_format})

@@ -179,7 +179,8 @@ def test_a_turn_off_is_lost_together_with_the_vm(seat: Seat, disk: Disk, step: s
     seat.crash(home.name)
     seat.power_on(home.name)
     if step == "merge":
-        assert seat.run("turn-off", VM).status == 0
+        again = seat.run("turn-off", VM)
+        assert again.status == 0 or again.code == "FTKVM-402", again.err  # an agent back in time had carried it on
     start_and_check(seat, disk, "--host", pair["secondary_host"])
     journal = seat.metadata(VM) / "operation.json"
     seat.wait_vm(VM, "FT off", lambda entry: not entry["ft"] and not journal.exists(), PATIENCE_S)
@@ -221,6 +222,7 @@ def test_ha_restarts_a_winner_that_is_lost_before_it_has_a_new_secondary(seat: S
     try:
         cut_off_after(second, "freeze")  # the winner's re-protect dies at its first step
         disk.write(first)
+        time.sleep(3.0)  # a checkpoint covers it: no guest on the second host makes this write itself
         seat.crash(first.name)
         wait_cut_off(second)
         seat.crash(second.name)

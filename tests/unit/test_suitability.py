@@ -57,6 +57,7 @@ def test_what_can_be_carried(extra: str) -> None:
     (DISK.replace("bus='virtio'", "bus='scsi'"), "FTKVM-125"),
     (DISK.replace("bus='virtio'", "bus='usb'"), "FTKVM-125"),
     (DISK.replace("</disk>", "<shareable/></disk>"), "FTKVM-127"),
+    (DISK.replace("<driver ", "<driver iothread='1' "), "FTKVM-131"),
     (DISK.replace("</disk>", "<readonly/></disk>"), "FTKVM-127"),
     (DISK.replace("</disk>", "<transient/></disk>"), "FTKVM-127"),
     (DISK.replace("device='disk'", "device='floppy'"), "FTKVM-122"),
