@@ -34,9 +34,9 @@ check: $(VENV)/ready ## format, lint, types, and the tests that need no lab
 # What FT promises is asked once, and once wrong is wrong. The other lab tests (hosts, bad input, interruptions) hang on the
 # machine's mood as well: what failed is run a second time, in full sight.
 PROMISES := tests/lab/test_demo.py tests/lab/test_ft.py
-OTHERS := $(PYTHON) -m pytest -q -m lab $(PROMISES:%=--ignore=%)
-# Of these `make test` takes a sample, and `make long` every case.
-LONG := tests/lab/test_plans_disturbed.py tests/lab/test_shapes.py
+OTHERS := $(PYTHON) -m pytest -q -m lab $(PROMISES:%=--ignore=%) --ignore=tests/lab/test_power.py
+# Of the first two `make test` takes a sample; the last, five minutes, it leaves to `make long`.
+LONG := tests/lab/test_plans_disturbed.py tests/lab/test_shapes.py tests/lab/test_power.py
 
 test: setup check ## all of check, then the lab's tests on real hosts
 	$(PYTHON) -m pytest -q -m lab $(PROMISES)

@@ -20,7 +20,9 @@ ISOLATION_S = (12.0, 16.0)
 """Not heard for 12 s, then a ping that may take 1 s; the last beat may be 1 s old when the cable is pulled, turns
 come each second, and what the host writes then is seen a moment later."""
 
-HA_NETWORKS = ("management", "migration")
+HA_NETWORKS = ("management",)
+"""The default of `ha.networks`: the others stay whole when a host is cut off."""
+
 SHUTDOWN_S = 60.0
 """An emulated guest's way down, with its host's processor shared by many."""
 

@@ -62,7 +62,7 @@ SETTINGS: dict[str, Setting] = {
         _flag("ha.enabled", True, "HA: VMs of a failed host are restarted on other hosts"),
         _flag("ha.host_monitoring", True, "hosts are watched; off while the network is worked on: no restarts, no "
               "isolation response"),
-        Setting("ha.networks", Kind.NETWORKS, "management,migration", "networks that carry heartbeats between hosts",
+        Setting("ha.networks", Kind.NETWORKS, "management", "networks that carry heartbeats between hosts",
                 _LATER, choices=("management", "migration", "ft")),
         _flag("ha.admission_control", True, "refuse what would use up the room kept for restarts"),
         _choice("ha.admission_policy", "host-failures", ("host-failures", "percentage", "failover-host"),
