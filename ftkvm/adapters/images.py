@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.core.chain import Side, parse_overlay
+from ftkvm.core.checks.domain import ImageFacts
 from ftkvm.core.newest import scratch
-from ftkvm.core.suitability import ImageFacts
 
 QEMU_IMG_TIMEOUT_S = 20.0
 COMMIT_TIMEOUT_S = 3600.0

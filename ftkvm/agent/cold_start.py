@@ -12,10 +12,10 @@ from typing import TypeVar
 from ..adapters import images
 from ..catalogue import FtkvmError
 from ..core.chain import Side
+from ..core.checks.domain import disk_files
 from ..core.newest import DiskPlan, Papers, explained, plan_disk, scratch, side_that_went_on
 from ..core.pair import Role, Winner, WinnerState
 from ..core.reasons import NOBODY_GOES_LIVE, Reason
-from ..core.suitability import disk_files
 from ..ports import Progress
 from .context import AgentContext
 from .records import OperationDoc, PairDoc, PairStore

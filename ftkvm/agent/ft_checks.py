@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+from dataclasses import replace
 
 from ftkvm.adapters.images import image_facts
 from ftkvm.agent.context import AgentContext
@@ -9,7 +10,10 @@ from ftkvm.agent.gather import gather
 from ftkvm.agent.storage import bounded, require_writable
 from ftkvm.agent.vms import VmRecord
 from ftkvm.catalogue import FtkvmError
-from ftkvm.core.suitability import ImageFacts, Rules, check, disk_files
+from ftkvm.core.checks import model
+from ftkvm.core.checks.domain import ImageFacts, Rules, VmFacts, disk_files
+from ftkvm.core.checks.vm import CHECKS
+from ftkvm.core.ha import settings
 from ftkvm.ports import DatastoreUnreachable
 
 _CONNECT_TIMEOUT_S = 1.0
@@ -18,16 +22,23 @@ _CONNECT_TIMEOUT_S = 1.0
 def require_suitable(ctx: AgentContext, record: VmRecord, definition: str | None = None) -> None:
     """The running domain is one the engine can carry; of a VM that is off, its ``definition``.
 
-    :raises FtkvmError: FTKVM-120 … 130, the first reason; the others are in its parameter ``also``
+    :raises FtkvmError: FTKVM-120 … 133, the first reason; the others are in its parameter ``also``
     """
-    xml = definition or ctx.libvirt.xml(record.uuid)
+    model.require(look_at_vm(ctx, record, definition or ctx.libvirt.xml(record.uuid)))
+
+
+def look_at_vm(ctx: AgentContext, record: VmRecord, xml: str, *, for_ft: bool = True) -> model.Report:
+    """Run the checks of a VM on its XML and its images.
+
+    :raises FtkvmError: FTKVM-306 the images' storage does not answer
+    """
     files = disk_files(xml).values()
     images = bounded(ctx, lambda: _image_facts(list(files)), "images of " + record.name, 10.0)
     rules = Rules(datastore=str(ctx.config.datastore), bridge=ctx.config.vm_bridges[0])
-    findings = check(record.name, xml, images, rules)
-    if findings:
-        also = "; ".join(FtkvmError(other.code, **other.params).text for other in findings[1:])
-        raise FtkvmError(findings[0].code, **findings[0].params, also=also)
+    given = ctx.cluster.current().settings
+    no_ha = not settings.in_force(given)["ha.enabled"] or settings.vm_settings(given, record.ha).priority == "disabled"
+    facts = replace(VmFacts.of(xml, rules, images), ha_disabled=no_ha)
+    return model.run(f"vm {record.name}", CHECKS, facts, for_ft=for_ft, vm=record.name)
 
 
 def _image_facts(paths: list[str]) -> dict[str, ImageFacts]:

@@ -23,6 +23,7 @@ from ftkvm.adapters.notify import notify
 from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.adapters.pki import TlsFiles
 from ftkvm.adapters.tunnel import TunnelServer
+from ftkvm.agent.checks import Checks
 from ftkvm.agent.cluster import ClusterReader
 from ftkvm.agent.cluster_settings import ClusterSettings
 from ftkvm.agent.cluster_view import ClusterView
@@ -40,6 +41,7 @@ from ftkvm.agent.workers import Workers
 from ftkvm.api import vm_monitor
 from ftkvm.api.app import build_app
 from ftkvm.api.arrivals import router as arrivals_router
+from ftkvm.api.checks import router as checks_router
 from ftkvm.api.cluster import router as cluster_router
 from ftkvm.api.server import ApiServer
 from ftkvm.catalogue import FtkvmError
@@ -91,6 +93,7 @@ class Agent:
         routers.append(arrivals_router(self.arrivals))
         settings = ClusterSettings(self.ctx, self.vms, self.service.admission)
         routers.append(cluster_router(settings, ClusterView(self.ctx, self.service, settings)))
+        routers.append(checks_router(Checks(self.ctx, self.service)))
         self.api = ApiServer(build_app(self.service, self.health, routers), files, config.api_port)
 
     def post(self, message: Message) -> None:

@@ -95,7 +95,12 @@ def choose_host(ctx: AgentContext, vm: "LocalVm", wanted: str | None, exclude: C
         if wanted == ctx.host:
             raise FtkvmError("FTKVM-403", host=wanted, vm=vm.name)
     shape = vm.shape()
-    needs = VmNeeds(vm.name, ctx.host, shape.memory_kib // 1024, _bridges(vm))
+    needs = VmNeeds(vm.name, ctx.host, shape.memory_kib // 1024, bridges(vm.domains.xml(vm.uuid)))
+    return choose_for(ctx, needs, wanted, exclude)
+
+
+def choose_for(ctx: AgentContext, needs: VmNeeds, wanted: str | None, exclude: Collection[str] = ()) -> str:
+    """The host for a secondary with these needs. :raises FtkvmError: FTKVM-404 none fits (with each reason)"""
     facts = hosts_facts(ctx)
     ruled_out = [*exclude, *(host.name for host in facts if wanted is not None and host.name != wanted)]
     kept = kept_empty(ctx.cluster.current().settings)  # the failover host
@@ -107,10 +112,11 @@ def choose_host(ctx: AgentContext, vm: "LocalVm", wanted: str | None, exclude: C
             for host, why in choice.refusals.items()
             if host != ctx.host and (wanted is None or host == wanted)
         )
-        raise FtkvmError("FTKVM-404", vm=vm.name, reasons=reasons or "this is the only host")
+        raise FtkvmError("FTKVM-404", vm=needs.name, reasons=reasons or "this is the only host")
     return choice.host
 
 
-def _bridges(vm: "LocalVm") -> frozenset[str]:
-    root = ET.fromstring(vm.domains.xml(vm.uuid))
+def bridges(xml: str) -> frozenset[str]:
+    """The bridges a VM's NICs are on."""
+    root = ET.fromstring(xml)
     return frozenset(source.get("bridge", "") for source in root.iterfind("./devices/interface[@type='bridge']/source"))

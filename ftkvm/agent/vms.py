@@ -17,9 +17,11 @@ from ftkvm.agent.power import note_power, try_power
 from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded, require_writable
 from ftkvm.catalogue import FtkvmError
+from ftkvm.core.checks import model
+from ftkvm.core.checks.domain import Rules, VmFacts, disk_files
+from ftkvm.core.checks.vm import CHECKS
 from ftkvm.core.pair import Winner
 from ftkvm.core.reasons import Reason
-from ftkvm.core.suitability import disk_files
 from ftkvm.engine.shape import plain_xml
 from ftkvm.ports import DatastoreError, Json, Progress
 
@@ -260,12 +262,15 @@ class Vms:
         this undecided epoch is left, and ``cold_winner`` is its primary's host.
 
         :raises FtkvmError: FTKVM-103 somebody else started it meanwhile, FTKVM-106/107 libvirt refused,
-            FTKVM-111/115/118 which images are the last is not decided, FTKVM-622 this host cannot guard it now
+            FTKVM-129/132 it is none that runs here, FTKVM-111/115/118 which images are the last is not decided,
+            FTKVM-622 this host cannot guard it now
         """
         progress(1, 3, f"taking the VM for {self._ctx.host}")
         require_guard(self._ctx, record.name)
         self._ctx.libvirt.require_versions()
         xml = self.definition(record.uuid)
+        facts = VmFacts.of(xml, Rules(datastore=str(self._ctx.config.datastore)))
+        model.require(model.run(record.name, CHECKS, facts, for_ft=False, vm=record.name))
         if why == "started":
             note_power(self._ctx, record.uuid, on=True)
         cold = ColdStart(self._ctx, record.name, PairStore(self._ctx.datastore, record.uuid), xml)

@@ -3,7 +3,9 @@
 
 import pytest
 
-from ftkvm.core.suitability import ImageFacts, Rules, check, disk_files
+from ftkvm.core.checks.domain import ImageFacts, Rules, VmFacts, disk_files
+from ftkvm.core.checks.model import run
+from ftkvm.core.checks.vm import CHECKS
 
 DISK = "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/srv/ft/a.qcow2'/><target dev='vda' bus='virtio'/></disk>"
 NIC = "<interface type='bridge'><source bridge='br-vm'/><target dev='vnet0'/><model type='virtio'/><driver name='qemu'/></interface>"
@@ -20,7 +22,7 @@ def domain(
 
 
 def codes(xml: str, images: dict[str, ImageFacts] | None = None) -> list[str]:
-    return [finding.code for finding in check("vm1", xml, images or {}, RULES)]
+    return [finding.code for finding in run("vm vm1", CHECKS, VmFacts.of(xml, RULES, images), vm="vm1").findings]
 
 
 @pytest.mark.parametrize("machine", ["pc", "q35", "pc-i440fx-7.2", "pc-q35-11.1"])

@@ -1,0 +1,23 @@
+"""Checks: what would refuse a VM, a host or the cluster."""
+
+from fastapi import APIRouter
+
+from ftkvm.agent.checks import Checks
+from ftkvm.ports import Json
+
+
+def router(checks: Checks) -> APIRouter:
+    """Routes /v1/check and /v1/local/check."""
+    routes = APIRouter(prefix="/v1", tags=["checks"])
+
+    @routes.get("/check/vm/{name}")
+    def check_vm(name: str, for_ft: bool = False) -> Json:
+        """A VM, wherever it runs."""
+        return checks.vm(name, for_ft=for_ft)
+
+    @routes.get("/local/check/vm/{uuid}")
+    def check_vm_here(uuid: str, for_ft: bool = False) -> Json:
+        """A VM that runs on this host."""
+        return checks.vm_here(uuid, for_ft=for_ft)
+
+    return routes

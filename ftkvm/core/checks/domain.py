@@ -1,0 +1,82 @@
+"""What the checks of a VM look at: its domain XML, what is known of its images, and the cluster's rules. Pure."""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+MAX_VCPUS = 8
+TEMPLATE_TAG = "{urn:ftkvm:1}template"
+"""In <metadata>: the domain is a pattern for others, never to be run with FT. libvirt itself knows no templates."""
+QEMU_COMMANDLINE = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline"
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What qemu-img says of an image."""
+
+    format: str
+    internal_snapshots: int = 0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the checks need to know of the cluster."""
+
+    datastore: str
+    bridge: str = "br-vm"
+    max_vcpus: int = MAX_VCPUS
+
+
+@dataclass(frozen=True)
+class VmFacts:
+    """All that the checks of a VM look at. ``images``: by path, as far as they could be had."""
+
+    domain: ET.Element
+    rules: Rules
+    images: Mapping[str, ImageFacts] = field(default_factory=dict)
+    ha_disabled: bool = False
+
+    @classmethod
+    def of(cls, xml: str, rules: Rules, images: Mapping[str, ImageFacts] | None = None) -> "VmFacts":
+        """:raises xml.etree.ElementTree.ParseError: not XML"""
+        return cls(ET.fromstring(xml), rules, images or {})
+
+
+def disk_files(xml: str) -> dict[str, str]:
+    """Image file by target of every disk that can be written (not CD-ROMs)."""
+    disks = ET.fromstring(xml).iterfind("devices/disk")
+    return {target(disk): source for disk in disks if disk.get("device", "disk") == "disk" and (source := file(disk))}
+
+
+def vcpus(domain: ET.Element) -> int:
+    """The most vCPUs the domain can have; 0 if that is not understood."""
+    text = (domain.findtext("vcpu") or "1").strip()
+    return int(text) if text.isdigit() else 0
+
+
+def target(disk: ET.Element) -> str:
+    """``vda``; ``?`` if it has none."""
+    return attribute(disk, "target", "dev") or "?"
+
+
+def file(disk: ET.Element) -> str:
+    """Path of a disk that is a file, else empty."""
+    return attribute(disk, "source", "file") if disk.get("type") == "file" else ""
+
+
+def attribute(element: ET.Element, child: str, name: str) -> str:
+    """An attribute of a child element; empty if either is missing."""
+    found = element.find(child)
+    return "" if found is None else found.get(name, "")
+
+
+def shown_source(element: ET.Element) -> str:
+    """What a device's <source> names, in words."""
+    source = element.find("source")
+    return " ".join(source.attrib.values()) if source is not None and source.attrib else "nothing"
+
+
+def below(path: str, datastore: str) -> bool:
+    """Whether the path is a file of the datastore, reached without ``..``."""
+    return bool(path) and ".." not in PurePosixPath(path).parts and PurePosixPath(path).is_relative_to(datastore)
