@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from ftkvm.hold import mark
 from ftkvm.hold.frames import HEADER
 from ftkvm.hold.status import HoldStatus, NicStatus, fetch
 
 VNET = 12
-ENDS = ("tx", "compare_in", "compare_out", "rx")
+ENDS = ("tx", "compare_in", "compare_out", "rx", "secondary_in")
 
 
 def frame(ethertype: int, content: bytes = b"") -> bytes:
@@ -28,7 +29,7 @@ def frame(ethertype: int, content: bytes = b"") -> bytes:
 
 
 class Qemu:
-    """QEMU's ends: a monitor that listens, and four sockets per NIC that connect."""
+    """QEMU's ends: a monitor that listens, five sockets per NIC that connect, and the secondary's, which listen."""
 
     def __init__(self, directory: Path, mode: str, nics: int = 1) -> None:
         self.directory = directory
@@ -36,10 +37,28 @@ class Qemu:
         listener.bind(str(directory / "monitor"))
         listener.listen(1)
         self.config = directory / "hold.json"
-        self.config.write_text(json.dumps({
-            "uuid": "u", "monitor": str(directory / "monitor"), "mode": mode, "status": str(directory / "status"),
-            "nics": [{"id": f"net{n}", "mac": "52:54:00:00:00:01"} | {e: str(directory / f"{e}{n}") for e in ENDS}
-                     for n in range(nics)]}))  # fmt: skip
+        secondaries = [socket.create_server(("127.0.0.1", 0)) for _ in range(nics)]
+        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in secondaries]
+        names = {end: [str(directory / f"{end}{nic}") for nic in range(nics)] for end in ENDS}
+        self.config.write_text(
+            json.dumps(
+                {
+                    "uuid": "u",
+                    "monitor": str(directory / "monitor"),
+                    "mode": mode,
+                    "status": str(directory / "status"),
+                    "nics": [
+                        {
+                            "id": f"net{nic}",
+                            "mac": "52:54:00:00:00:01",
+                            "secondary": addresses[nic],
+                            **{end: names[end][nic] for end in ENDS},
+                        }
+                        for nic in range(nics)
+                    ],
+                }
+            )
+        )
         self.process = subprocess.Popen([sys.executable, "-m", "ftkvm.hold", str(self.config)])
         listener.settimeout(10)
         self.monitor, _ = listener.accept()
@@ -50,6 +69,11 @@ class Qemu:
         assert self.next_command()["execute"] == "qmp_capabilities"
         self.say({"return": {}, "id": 0})
         self.ends: dict[str, socket.socket] = {}
+        for nic, each in enumerate(secondaries):
+            each.settimeout(5)
+            self.ends[f"secondary{nic}"], _ = each.accept()
+            self.ends[f"secondary{nic}"].settimeout(5)
+            each.close()
         for nic in range(nics):
             for end in ENDS:
                 sock = self.ends[f"{end}{nic}"] = socket.socket(socket.AF_UNIX)
@@ -83,6 +107,14 @@ class Qemu:
             assert got, f"{end} was closed"
             data += got
         return data
+
+    def mark(self, nic: int = 0) -> int:
+        """What the proxy put into colo-compare at the last STOP; let out as QEMU does."""
+        sent = self.read(f"compare_in{nic}", mark.SIZE)
+        number = mark.number_of(bytearray(sent), 0, len(sent))
+        assert number is not None
+        self.ends[f"compare_out{nic}"].sendall(sent)
+        return number
 
     def silent(self, end: str, seconds: float = 0.1) -> bool:
         self.ends[end].settimeout(seconds)
@@ -152,6 +184,91 @@ def test_a_connection_waits_for_a_checkpoint_that_is_asked_for_at_once(qemu: Qem
     qemu.checkpoint()  # nothing waits: the interval is left alone
 
 
+ACK_7 = bytes([0x45, 0, 0, 40, *bytes(5), 6, *bytes(22), 7, 0x50, 0x10, *bytes(6)])
+"""IPv4 and TCP headers of a bare acknowledgement of 7."""
+
+
+def test_the_secondarys_frames_reach_colo_compare_unchanged(qemu: Qemu) -> None:
+    sent = frame(0x0800, b"one") + frame(0x0806) + frame(0x0800, b"two" * 400)
+    for number in range(0, len(sent), 100):
+        qemu.ends["secondary0"].sendall(sent[number : number + 100])
+    assert qemu.read("secondary_in0", len(sent)) == sent
+    assert qemu.silent("rx0") and qemu.nic().secondary == 3
+    qemu.ends["secondary0"].close()
+    assert qemu.ends["secondary_in0"].recv(1) == b""  # colo-compare sees the end
+
+
+def test_an_acknowledgement_waits_for_the_secondarys(qemu: Qemu) -> None:
+    acknowledgement = frame(0x0800, ACK_7)
+    qemu.ends["tx0"].sendall(acknowledgement)
+    assert qemu.read("compare_in0", len(acknowledgement)) == acknowledgement
+    qemu.ends["compare_out0"].sendall(acknowledgement)
+    assert qemu.silent("rx0", 0.01)
+    assert (qemu.nic().ahead, qemu.nic().ahead_frames_now) == (1, 1)
+    qemu.ends["secondary0"].sendall(acknowledgement)
+    assert qemu.read("rx0", len(acknowledgement)) == acknowledgement
+    assert (qemu.nic().ahead, qemu.nic().ahead_frames_now) == (1, 0)
+
+
+def test_a_mark_that_comes_out_covers_acknowledgements_before_resume(qemu: Qemu) -> None:
+    acknowledgement, other = frame(0x0800, ACK_7), frame(0x0806)
+    qemu.ends["tx0"].sendall(acknowledgement + other)
+    qemu.read("compare_in0", len(acknowledgement))
+    time.sleep(0.01)
+    qemu.stop()
+    qemu.ends["compare_out0"].sendall(acknowledgement)
+    assert qemu.silent("rx0", 0.01)
+    qemu.mark()
+    assert qemu.read("rx0", len(acknowledgement)) == acknowledgement
+    assert qemu.silent("rx0")  # ARP waits for RESUME as ever
+    qemu.event("RESUME")
+    assert qemu.read("rx0", len(other)) == other
+    assert qemu.nic().unmarked == 0
+
+
+def test_what_the_secondary_said_before_the_mark_is_forgotten(qemu: Qemu) -> None:
+    acknowledgement = frame(0x0800, ACK_7)
+    qemu.ends["secondary0"].sendall(acknowledgement)
+    assert qemu.read("secondary_in0", len(acknowledgement))
+    qemu.stop()
+    qemu.mark()
+    time.sleep(0.05)
+    qemu.ends["compare_out0"].sendall(acknowledgement)
+    assert qemu.silent("rx0", 0.01)
+    qemu.ends["secondary0"].sendall(acknowledgement)  # in its new state
+    assert qemu.read("rx0", len(acknowledgement)) == acknowledgement
+
+
+def test_a_checkpoint_without_its_mark_is_one_at_resume(qemu: Qemu) -> None:
+    acknowledgement = frame(0x0800, ACK_7)
+    qemu.ends["tx0"].sendall(acknowledgement)
+    qemu.read("compare_in0", len(acknowledgement))
+    qemu.ends["compare_out0"].sendall(acknowledgement)
+    time.sleep(0.01)
+    qemu.stop()
+    qemu.event("RESUME")
+    assert qemu.read("rx0", len(acknowledgement)) == acknowledgement
+    assert qemu.nic().unmarked == 1
+    qemu.mark()  # late: of no meaning any more
+    qemu.ends["compare_out0"].sendall(acknowledgement)
+    assert qemu.read("rx0", len(acknowledgement)) == acknowledgement
+
+
+def test_a_checkpoint_is_asked_for_when_the_secondary_does_not_catch_up(qemu: Qemu) -> None:
+    qemu.ends["compare_out0"].sendall(frame(0x0800, ACK_7))
+    assert qemu.next_command()["execute"] == "query-migrate-parameters"
+
+
+def test_after_the_exit_nothing_that_is_ahead_leaves(qemu: Qemu) -> None:
+    qemu.ends["compare_out0"].sendall(frame(0x0800, ACK_7))
+    assert qemu.silent("rx0", 0.01)
+    qemu.event("COLO_EXIT")
+    assert qemu.silent("rx0", 0.05)
+    qemu.ends["compare_out0"].sendall(frame(0x0800, ACK_7))
+    assert qemu.silent("rx0", 0.05)
+    assert (qemu.nic().dropped, qemu.nic().ahead_frames_now) == (2, 0)
+
+
 def test_a_frame_in_single_bytes_arrives_whole(qemu: Qemu) -> None:
     sent = frame(0x0800, b"slow")
     for number in range(len(sent)):
@@ -174,7 +291,8 @@ def test_what_is_not_compared_waits_for_its_checkpoint(qemu: Qemu) -> None:
     assert qemu.silent("rx0")
     qemu.checkpoint()
     assert qemu.read("rx0", len(second)) == second
-    assert qemu.silent("compare_in0")
+    assert [qemu.mark(), qemu.mark()] == [1, 2]  # nothing else was given to colo-compare
+    assert qemu.silent("compare_in0") and qemu.silent("rx0")
     assert (qemu.nic().held, qemu.nic().released, qemu.nic().held_frames_now) == (2, 2, 0)
 
 
@@ -241,6 +359,7 @@ def test_two_nics_do_not_mix(qemu: Qemu) -> None:
     time.sleep(0.05)
     qemu.checkpoint()
     assert qemu.read("rx1", len(two)) == two
+    assert qemu.mark(0) == qemu.mark(1)
     assert qemu.silent("rx0", 0.05) and qemu.silent("compare_in1", 0.05)
 
 

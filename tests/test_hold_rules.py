@@ -3,7 +3,7 @@
 import pytest
 
 from ftkvm.hold.cover import Cover, HoldQueue
-from ftkvm.hold.frames import HEADER, MAX_PAYLOAD, FramingError, Run, Way, split, way_of, whole_frames
+from ftkvm.hold.frames import HEADER, MAX_PAYLOAD, FramingError, Run, Way, split, walk, way_of
 
 VNET = 12
 
@@ -71,7 +71,9 @@ class TestFrames:
         assert len(stream) == ends[-1]
         for cut in range(len(stream) + 1):
             runs, used = split(bytearray(stream), cut, "hold")
-            assert used == max([end for end in ends if end <= cut], default=0) == whole_frames(bytearray(stream), cut)
+            whole = [end for end in ends if end <= cut]
+            assert used == max(whole, default=0)
+            assert [end for _begin, end, _ip, _tcp in walk(bytearray(stream), 0, cut)] == whole
             assert sum(run.frames for run in runs) == len([end for end in ends if end <= cut])
 
     def test_a_frame_too_short_for_a_type_is_not_taken_for_ipv4(self) -> None:
@@ -85,7 +87,7 @@ class TestFrames:
         with pytest.raises(FramingError):
             split(data, len(data), "hold")
         with pytest.raises(FramingError):
-            whole_frames(data, len(data))
+            list(walk(data, 0, len(data)))
 
 
 OFFSET = 1_700_000_000_000_000

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..catalogue import FtkvmError
-from ..engine.primary import HoldSockets
+from ..engine.primary import Endpoints, HoldSockets
 from ..engine.shape import Shape
 from . import monitors
 from .context import AgentContext
@@ -31,8 +31,12 @@ def unit(uuid: str) -> str:
     return f"ftkvm-hold@{uuid}.service"
 
 
-def start(ctx: AgentContext, vm: LocalVm, shape: Shape, sockets: Mapping[str, HoldSockets], mode: str) -> None:
-    """Start the proxy and wait until it listens. One that ran before is ended first: its sockets are stale.
+def start(
+    ctx: AgentContext, vm: LocalVm, shape: Shape, sockets: Mapping[str, HoldSockets], secondary: Endpoints, mode: str
+) -> None:
+    """Start the proxy and wait until it listens and is connected to the secondary.
+
+    One that ran before is ended first: its sockets are stale.
 
     :raises FtkvmError: FTKVM-514
     """
@@ -50,7 +54,15 @@ def start(ctx: AgentContext, vm: LocalVm, shape: Shape, sockets: Mapping[str, Ho
                 "monitor": monitors.socket_path(directory, "hold"),
                 "mode": mode,
                 "status": str(status_path(ctx, vm.uuid)),
-                "nics": [{"id": nic.alias, "mac": nic.mac, **asdict(sockets[nic.alias])} for nic in shape.nics],
+                "nics": [
+                    {
+                        "id": nic.alias,
+                        "mac": nic.mac,
+                        **asdict(sockets[nic.alias]),
+                        "secondary": f"{secondary.address}:{secondary.nics[nic.alias].compare}",
+                    }
+                    for nic in shape.nics
+                ],
             }
         )
     )

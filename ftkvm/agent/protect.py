@@ -188,7 +188,7 @@ class Protect:
         monitor = self.vm.monitor(create=True)
         shape = self.vm.shape()
         sockets = self.vm.hold_sockets(shape)
-        holds.start(self.ctx, self.vm, shape, sockets, self.uncompared_frames)
+        holds.start(self.ctx, self.vm, shape, sockets, self._end(), self.uncompared_frames)
         for nic in shape.nics:
             primary.add_nic_channels(monitor, nic, self._end().nics[nic.alias], self._end().address, sockets[nic.alias])
 

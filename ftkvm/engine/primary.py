@@ -18,6 +18,8 @@ from .shape import Disk, Nic, Shape
 log = logging.getLogger(__name__)
 
 MIGRATION_FD = "ft-migration"
+HOLD_LABELS = {"compare_in": "compare-in", "compare_out": "compare-out", "secondary_in": "sec"}
+"""Character devices whose names differ from the hold proxy's sockets."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,17 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class HoldSockets:
-    """Unix sockets of the hold proxy for one NIC; QEMU connects to them."""
+    """Unix sockets of the hold proxy for one NIC; QEMU connects. By ``secondary_in`` come the secondary's frames."""
 
     tx: str
     compare_in: str
     compare_out: str
     rx: str
+    secondary_in: str
 
     @classmethod
     def under(cls, directory: Path, nic: Nic) -> "HoldSockets":
-        return cls(*(str(directory / f"{nic.alias}.{end}") for end in ("tx", "compare_in", "compare_out", "rx")))
+        return cls(**{end: str(directory / f"{nic.alias}.{end}") for end in cls.__dataclass_fields__})
 
 
 def wait_for(what: str, done: Callable[[], bool], timeout_s: float, interval_s: float = 0.01) -> None:
@@ -188,37 +191,19 @@ def leave_placeholders(monitor: MonitorPort, shape: Shape) -> None:
 
 
 def add_nic_channels(monitor: MonitorPort, nic: Nic, ports: NicPorts, address: str, hold: HoldSockets) -> None:
-    """The character devices of one NIC: two to the secondary, four to the hold proxy. They may be there early."""
+    """The character devices of one NIC: the mirror to the secondary, five to the hold proxy. They may be there early.
+
+    The secondary's frames come through the hold proxy, which connects to the secondary itself.
+    """
+    inet = {"type": "inet", "data": {"host": address, "port": str(ports.mirror)}}
+    backends = {f"ft-mir-{nic.alias}": {"addr": inet, "server": False, "nodelay": True}}
+    for end, path in vars(hold).items():
+        label = f"ft-{HOLD_LABELS.get(end, end)}-{nic.alias}"
+        backends[label] = {"addr": {"type": "unix", "data": {"path": path}}, "server": False}
     present = graph.chardevs(monitor)
-    for label, port in ((f"ft-mir-{nic.alias}", ports.mirror), (f"ft-sec-{nic.alias}", ports.compare)):
+    for label, data in backends.items():
         if label not in present:
-            monitor.execute(
-                "chardev-add",
-                {
-                    "id": label,
-                    "backend": {
-                        "type": "socket",
-                        "data": {
-                            "addr": {"type": "inet", "data": {"host": address, "port": str(port)}},
-                            "server": False,
-                            "nodelay": True,
-                        },
-                    },
-                },
-            )
-    for end in ("tx", "compare_in", "compare_out", "rx"):
-        label = f"ft-{end.replace('_', '-')}-{nic.alias}"
-        if label not in present:
-            monitor.execute(
-                "chardev-add",
-                {
-                    "id": label,
-                    "backend": {
-                        "type": "socket",
-                        "data": {"addr": {"type": "unix", "data": {"path": getattr(hold, end)}}, "server": False},
-                    },
-                },
-            )
+            monitor.execute("chardev-add", {"id": label, "backend": {"type": "socket", "data": data}})
 
 
 def insert_nic(monitor: MonitorPort, nic: Nic, compare_timeout_ms: int) -> None:

@@ -10,7 +10,10 @@ from ftkvm.hold.frames import Mode
 
 @dataclass(frozen=True)
 class NicConfig:
-    """One NIC and the unix socket paths on which the proxy listens for QEMU."""
+    """One NIC, the unix socket paths on which the proxy listens for QEMU, and where the secondary's frames come from.
+
+    ``secondary``: ``address:port`` on the FT network; the proxy connects there.
+    """
 
     id: str
     mac: str
@@ -18,6 +21,13 @@ class NicConfig:
     compare_in: str
     compare_out: str
     rx: str
+    secondary_in: str
+    secondary: str
+
+    @property
+    def secondary_address(self) -> tuple[str, int]:
+        host, _colon, port = self.secondary.rpartition(":")
+        return host, int(port)
 
 
 @dataclass(frozen=True)
@@ -35,10 +45,7 @@ def load(path: Path) -> HoldConfig:
     try:
         if doc["mode"] not in get_args(Mode):
             raise ValueError(f"{path}: mode {doc['mode']!r} is none of {', '.join(get_args(Mode))}")
-        nics = tuple(
-            NicConfig(**{key: str(nic[key]) for key in ("id", "mac", "tx", "compare_in", "compare_out", "rx")})
-            for nic in doc["nics"]
-        )
+        nics = tuple(NicConfig(**{key: str(nic[key]) for key in NicConfig.__dataclass_fields__}) for nic in doc["nics"])
         return HoldConfig(str(doc["uuid"]), str(doc["monitor"]), cast(Mode, doc["mode"]), str(doc["status"]), nics)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error!r}") from error

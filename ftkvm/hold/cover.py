@@ -66,6 +66,15 @@ class Cover:
         self._count_of_stop += 1
         return self._count_of_stop
 
+    def stopped_us(self, number: int) -> int | None:
+        """The time of the STOP of that number; None: it is over, another came since, or it is no checkpoint's."""
+        return self._stop_us if number == self._count_of_stop and not self.exited else None
+
+    @property
+    def stops(self) -> int:
+        """The number of the last STOP."""
+        return self._count_of_stop
+
     def foreign(self, number: int, status: str) -> None:
         """QEMU's run state after the STOP of that number: one that no checkpoint has makes it cover nothing."""
         if number == self._count_of_stop and status in FOREIGN_STOPS:

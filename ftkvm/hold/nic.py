@@ -6,15 +6,20 @@ waits for nobody. ``tx`` is not read while ``compare_in`` is behind *and moves*:
 the main thread waits for it as it would without a proxy. If ``compare_in`` does not move for ``STUCK_US`` (colo-compare
 is being removed, or hangs), ``tx`` is read on. Whatever cannot be sent and has no room is dropped, as a network drops
 it; both copies of the guest then send it again.
+
+``secondary_in`` carries the secondary guest's frames, which come over TCP, on to colo-compare; on their way they tell
+how far that guest is (``acks``). Nobody waits for them: while colo-compare is behind they are not read.
 """
 
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from ftkvm.hold import frames
-from ftkvm.hold.cover import HoldQueue
+from ftkvm.hold import frames, mark
+from ftkvm.hold.acks import Acks
+from ftkvm.hold.cover import Held, HoldQueue
 from ftkvm.hold.frames import Mode, Way
 
 BUFFER_BYTES = 1 << 20
@@ -22,6 +27,9 @@ BEHIND_BYTES = 4 << 20
 STUCK_US = 50_000
 BACKLOG_LIMIT_BYTES = 32 << 20
 HOLD_LIMIT_BYTES = 16 << 20
+ASK_AFTER_US = 60_000
+"""A frame that says more than the secondary knows waits so long without any progress there; then a checkpoint is asked
+for."""
 _SO_SNDBUFFORCE = 32
 _SOCKET_BYTES = 1 << 20
 _CHUNKS_AT_ONCE = 64
@@ -29,7 +37,10 @@ _CHUNKS_AT_ONCE = 64
 
 @dataclass(slots=True)
 class Counters:
-    """In frames, except ``bytes_tx``: bytes the guest sent."""
+    """In frames, except ``bytes_tx``: bytes the guest sent. ``ahead``: colo-compare let them out, ``acks`` did not.
+
+    ``unmarked``: checkpoints, those whose mark was not back before RESUME.
+    """
 
     compared: int = 0
     held: int = 0
@@ -37,6 +48,9 @@ class Counters:
     passed: int = 0
     dropped: int = 0
     bytes_tx: int = 0
+    ahead: int = 0
+    secondary: int = 0
+    unmarked: int = 0
 
 
 class Outlet:
@@ -118,15 +132,28 @@ class Nic:
         self.queue = HoldQueue(HOLD_LIMIT_BYTES)
         self.wants_checkpoint = False
         """A frame is held that somebody waits for: set here, cleared by who asked for the checkpoint."""
-        self.compare_in, self.rx = Outlet(), Outlet()
+        self.acks = Acks(HOLD_LIMIT_BYTES)
+        self.exited = False
+        self._received = 0
+        self.compare_in, self.rx, self.secondary_in = Outlet(), Outlet(), Outlet()
         self._tx, self._tx_filled = bytearray(BUFFER_BYTES), 0
         self._out, self._out_filled = bytearray(BUFFER_BYTES), 0
+        self._secondary, self._secondary_filled = bytearray(BUFFER_BYTES), 0
+
+    @property
+    def outlets(self) -> tuple[Outlet, ...]:
+        """All ways out of the proxy, to QEMU."""
+        return self.compare_in, self.rx, self.secondary_in
 
     def wants_tx(self) -> bool:
         """Whether ``tx`` should be read now (see the module's docstring)."""
         connected = self.compare_in.socket is not None and self.rx.socket is not None
         behind = self.compare_in.backlog_bytes > BEHIND_BYTES
         return connected and not (behind and mono_us() - self.compare_in.moved_us < STUCK_US)
+
+    def wants_secondary(self) -> bool:
+        """Whether the secondary's frames should be read now."""
+        return self.secondary_in.socket is not None and self.secondary_in.backlog_bytes <= BEHIND_BYTES
 
     def from_guest(self, sock: socket.socket) -> bool:
         """Read ``tx`` once and send each run its way; False at the end of the stream. Raises FramingError."""
@@ -139,6 +166,8 @@ class Nic:
         if runs:
             at_us = mono_us()  # after the read: a stamp is never earlier than the frame
             for run in runs:
+                if run.way in (Way.COMPARE, Way.OPEN):
+                    self.acks.sent(self._tx, run.start, run.end, at_us)
                 self._send(run, view[run.start : run.end], at_us)
             self.counters.bytes_tx += used
             _move_to_front(view, used, self._tx_filled)
@@ -161,30 +190,84 @@ class Nic:
             kept = False
         counters.dropped += 0 if kept else run.frames
 
-    def from_compare(self, sock: socket.socket) -> bool:
-        """Read ``compare_out`` once and pass whole frames on to ``rx``; False at its end. Raises FramingError."""
+    def from_secondary(self, sock: socket.socket) -> bool | None:
+        """Read the secondary's frames once, note how far it is, pass them on to colo-compare.
+
+        False at their end, None if nothing waits. Raises FramingError.
+        """
+        view = memoryview(self._secondary)
+        count = _receive(sock, view[self._secondary_filled :])
+        if count is None:
+            return None
+        self._secondary_filled += count
+        used, number = self.acks.echoed(self._secondary, self._secondary_filled, mono_us(), self._let_go)
+        if used:
+            self.counters.secondary += number
+            if not self.secondary_in.send(view[:used]):
+                self.counters.dropped += number
+            _move_to_front(view, used, self._secondary_filled)
+            self._secondary_filled -= used
+        return count > 0
+
+    def from_compare(self, sock: socket.socket, marked: Callable[[int], None]) -> bool:
+        """Read ``compare_out`` once and pass on what may leave; False at its end. Raises FramingError.
+
+        ``marked(number)``: a mark of that STOP was among it.
+        """
         view = memoryview(self._out)
         count = _receive(sock, view[self._out_filled :])
         if count is None:
             return True
         self._out_filled += count
-        used = frames.whole_frames(self._out, self._out_filled)
-        if used and not self.rx.send(view[:used]):
-            self.counters.dropped += 1  # at least: how many frames that were is not counted on this way
-        if used:
-            _move_to_front(view, used, self._out_filled)
-            self._out_filled -= used
+        sieved = self.acks.sieve(self._out, self._out_filled, mono_us(), marked)
+        for start, end in sieved.spans:
+            if not self.rx.send(view[start:end]):
+                self.counters.dropped += 1  # at least: how many frames that were is not counted on this way
+        self.counters.ahead += sieved.kept
+        self.counters.dropped += sieved.dropped
+        if self.exited:
+            self.counters.dropped += self.acks.drop_all()
+        if sieved.used:
+            _move_to_front(view, sieved.used, self._out_filled)
+            self._out_filled -= sieved.used
         return count > 0
 
-    def release(self, covered_us: int) -> None:
-        """A checkpoint covers what was stamped before ``covered_us``."""
+    def mark(self, number: int) -> None:
+        """The guest was stopped: have colo-compare tell when the secondary has received its state."""
+        if self.secondary_in.socket is not None and not self.exited:
+            self.compare_in.send(memoryview(mark.build(number)))
+
+    def received(self, number: int, covered_us: int) -> None:
+        """The secondary has received the state of that STOP, made at ``covered_us``, and stands still or has loaded it.
+
+        The caller has taken in what it sent before.
+        """
+        self._received = number
+        self.acks.checkpoint(covered_us, self._let_go)
+
+    def loaded(self, number: int, covered_us: int) -> None:
+        """RESUME: a checkpoint covers what was stamped before ``covered_us``, for certain."""
+        if self._received != number:
+            self.received(number, covered_us)
+            self.counters.unmarked += 1
         for held in self.queue.release(covered_us):
             kept = self.rx.send(memoryview(held.data))
             self.counters.released += held.frames if kept else 0
             self.counters.dropped += 0 if kept else held.frames
 
+    def _let_go(self, held: Held) -> None:
+        if not self.rx.send(memoryview(held.data)):
+            self.counters.dropped += held.frames
+
+    def look_at_waiting(self, now_us: int) -> None:
+        """Ask for a checkpoint when the secondary takes long to catch up."""
+        if self.acks.frames and not self.exited and self.acks.stuck_us(now_us) >= ASK_AFTER_US:
+            self.wants_checkpoint = True
+
     def drop_held(self) -> None:
-        self.counters.dropped += self.queue.drop_all()
+        """COLO is over: no checkpoint will cover what waits, and the secondary will say nothing more."""
+        self.exited = True
+        self.counters.dropped += self.queue.drop_all() + self.acks.drop_all()
 
 
 def mono_us() -> int:

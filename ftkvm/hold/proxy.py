@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ftkvm.hold.config import HoldConfig, NicConfig
 from ftkvm.hold.cover import Cover
-from ftkvm.hold.nic import STUCK_US, Nic, Outlet, mono_us
+from ftkvm.hold.nic import ASK_AFTER_US, STUCK_US, Nic, Outlet, mono_us
 from ftkvm.hold.qmp import EventMonitor, MonitorGone
 
 log = logging.getLogger(__name__)
@@ -21,18 +21,21 @@ log = logging.getLogger(__name__)
 RATE_PERIOD_S = 1.0
 ASK_EVERY_S = 0.1
 """At most ten checkpoints a second are asked for, however many connections are opened."""
+DIAL_TIMEOUT_S = 3.0
+DRAIN_READS = 64
 
 
 class Proxy:
     """One VM's proxy. ``run`` returns when QEMU has closed its ends."""
 
     def __init__(self, config: HoldConfig) -> None:
-        """Listen on all sockets and connect to the monitor. Raises OSError."""
+        """Listen on all sockets, connect to the monitor and to the secondary. Raises OSError."""
         self.config = config
         self.cover = Cover()
         self.selector = selectors.DefaultSelector()
         self.nics: dict[str, Nic] = {}
         self._tx_sockets: dict[socket.socket, tuple[Nic, Callable[[int], None]]] = {}
+        self._secondary_sockets: dict[socket.socket, tuple[Nic, Callable[[int], None]]] = {}
         self._connected: set[socket.socket] = set()
         self._ever_connected = self._waiting = False
         self._asked_at_s = 0.0
@@ -54,20 +57,45 @@ class Proxy:
             self._tx_sockets[sock] = (nic, lambda _mask: self._read(sock, lambda: nic.from_guest(sock)))
 
         def compare_out(sock: socket.socket) -> None:
-            read = lambda _mask: self._read(sock, lambda: nic.from_compare(sock))  # noqa: E731
+            marked = lambda number: self._marked(nic, number)  # noqa: E731
+            read = lambda _mask: self._read(sock, lambda: nic.from_compare(sock, marked))  # noqa: E731
             self.selector.register(sock, selectors.EVENT_READ, read)
 
         def outlet(name: str) -> Callable[[socket.socket], None]:
             def connected(sock: socket.socket) -> None:
-                end = nic.compare_in if name == "compare_in" else nic.rx
+                end: Outlet = getattr(nic, name)
                 end.connected(sock)
                 self.selector.register(sock, selectors.EVENT_READ, lambda mask: self._outlet_ready(end, sock, mask))
 
             return connected
 
-        ways = {"tx": tx, "compare_out": compare_out, "compare_in": outlet("compare_in"), "rx": outlet("rx")}
+        ways: dict[str, Callable[[socket.socket], None]] = {"tx": tx, "compare_out": compare_out}
+        ways |= {name: outlet(name) for name in ("compare_in", "rx", "secondary_in")}
         for name, connected in ways.items():
             self._listen(getattr(config, name), self._once(connected))
+        self._dial(config, nic)
+
+    def _dial(self, config: NicConfig, nic: Nic) -> None:
+        """Connect to where the secondary's QEMU sends its guest's frames. Raises OSError."""
+        sock = socket.create_connection(config.secondary_address, DIAL_TIMEOUT_S)
+        sock.setblocking(False)
+
+        def readable(_mask: int) -> None:
+            if nic.from_secondary(sock) is False:
+                self._secondary_gone(sock, nic)
+
+        self._secondary_sockets[sock] = (nic, readable)
+
+    def _secondary_gone(self, sock: socket.socket, nic: Nic) -> None:
+        """colo-compare is told as it would be by a connection of its own: by the end of the stream."""
+        log.info("%s: the secondary's frames ended", nic.name)
+        self._secondary_sockets.pop(sock)
+        with contextlib.suppress(KeyError):
+            self.selector.unregister(sock)
+        sock.close()
+        if nic.secondary_in.socket is not None:
+            with contextlib.suppress(OSError):
+                nic.secondary_in.socket.shutdown(socket.SHUT_WR)
 
     def _listen(self, path: str, accepted: Callable[[socket.socket, socket.socket], None]) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -138,14 +166,34 @@ class Proxy:
             number = self.cover.stop(stamp_us, wall_us, now_us)
             if self.monitor is not None:
                 self.monitor.ask_status(number)
+            for nic in self.nics.values():
+                nic.mark(number)
         elif name == "RESUME":
             covered_us = self.cover.resume(stamp_us, wall_us, now_us)
             if covered_us is not None:
                 for nic in self.nics.values():
-                    nic.release(covered_us)
+                    self._take_in_secondary(nic)
+                    nic.loaded(self.cover.stops, covered_us)
         elif name == "COLO_EXIT":
             log.info("COLO_EXIT")
             self._exited()
+
+    def _marked(self, nic: Nic, number: int) -> None:
+        """The secondary has received the state of that STOP."""
+        stopped_us = self.cover.stopped_us(number)
+        if stopped_us is not None:
+            self._take_in_secondary(nic)
+            nic.received(number, stopped_us)
+
+    def _take_in_secondary(self, nic: Nic) -> None:
+        """All that has come from the secondary until now: what it sent in a state that it is about to lose."""
+        for sock in [sock for sock, (its, _read) in self._secondary_sockets.items() if its is nic]:
+            for _ in range(DRAIN_READS):
+                took = nic.from_secondary(sock)
+                if took is False:
+                    self._secondary_gone(sock, nic)
+                if not took:
+                    break
 
     def _exited(self) -> None:
         """No checkpoint will cover what waits: the copy that goes on must not be contradicted by it."""
@@ -178,7 +226,9 @@ class Proxy:
                     "held_frames_now": nic.queue.frames,
                     "held_bytes_now": nic.queue.bytes,
                     "oldest_held_ms": nic.queue.oldest_age_us(now_us) / 1000,
-                    "backlog_bytes": nic.compare_in.backlog_bytes + nic.rx.backlog_bytes,
+                    "backlog_bytes": sum(end.backlog_bytes for end in nic.outlets),
+                    "ahead_frames_now": nic.acks.frames,
+                    "oldest_ahead_ms": nic.acks.oldest_age_us(now_us) / 1000,
                 }
                 for name, nic in self.nics.items()
             },
@@ -201,6 +251,7 @@ class Proxy:
                 if key.fileobj in self.selector.get_map():  # not closed by an earlier one of this turn
                     key.data(mask)
             self._steer()
+            self._look_at_waiting()
             self._ask_for_checkpoint()
             self._rates()
             if not notified and self.monitor is not None and self.monitor.ready:
@@ -213,12 +264,14 @@ class Proxy:
         """How long to wait for the next thing to happen."""
         if self._waiting:
             return STUCK_US / 1e6
+        if any(nic.acks.frames for nic in self.nics.values()):
+            return ASK_AFTER_US / 1e6
         return ASK_EVERY_S if any(nic.wants_checkpoint for nic in self.nics.values()) else RATE_PERIOD_S
 
     def _steer(self) -> None:
         """Send on what is kept, and listen on each socket for just what is useful now."""
         for nic in self.nics.values():
-            for outlet in (nic.compare_in, nic.rx):
+            for outlet in nic.outlets:
                 if outlet.socket is not None and outlet.socket in self._connected:
                     if outlet.backlog_bytes:
                         outlet.flush()
@@ -232,10 +285,21 @@ class Proxy:
                 self.selector.register(sock, selectors.EVENT_READ, read)
             elif listening and not nic.wants_tx():
                 self.selector.unregister(sock)
+        for sock, (nic, read) in self._secondary_sockets.items():
+            listening = sock in self.selector.get_map()
+            if nic.wants_secondary() and not listening:
+                self.selector.register(sock, selectors.EVENT_READ, read)
+            elif listening and not nic.wants_secondary():
+                self.selector.unregister(sock)
         self._waiting = any(not nic.wants_tx() for nic, _ in self._tx_sockets.values())
 
+    def _look_at_waiting(self) -> None:
+        now_us = mono_us()
+        for nic in self.nics.values():
+            nic.look_at_waiting(now_us)
+
     def _ask_for_checkpoint(self) -> None:
-        """A connection is being opened: do not let its peer wait for the interval."""
+        """A connection is being opened, or the secondary is behind: do not let the peer wait for the interval."""
         now_s = time.monotonic()
         wanted = any(nic.wants_checkpoint for nic in self.nics.values())
         if wanted and self.monitor is not None and now_s - self._asked_at_s >= ASK_EVERY_S:

@@ -9,7 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NicStatus:
-    """One NIC: frames so far, except ``bytes_tx``; ``*_now`` and ``oldest_held_ms`` are what waits at the moment."""
+    """One NIC: frames so far, except ``bytes_tx``; ``*_now`` and ``oldest_*_ms`` are what waits at the moment.
+
+    ``ahead``: frames that colo-compare let out and that waited because they say more than the secondary knows;
+    ``secondary``: frames the secondary's guest sent; ``unmarked``: checkpoints whose mark came late (``acks``).
+    """
 
     compared: int
     held: int
@@ -21,11 +25,16 @@ class NicStatus:
     held_bytes_now: int
     oldest_held_ms: float
     backlog_bytes: int
+    ahead: int
+    ahead_frames_now: int
+    oldest_ahead_ms: float
+    secondary: int
+    unmarked: int
 
 
 @dataclass(frozen=True)
 class HoldStatus:
-    """``ready``: it listens and its monitor answers; ``connected``: of QEMU's four sockets per NIC; ``exited``: COLO
+    """``ready``: it listens and its monitor answers; ``connected``: of QEMU's five sockets per NIC; ``exited``: COLO
     ended, nothing is released any more; pauses are from STOP to RESUME as QEMU stamped them."""
 
     ready: bool

@@ -19,7 +19,7 @@ COUNTER, ECHO, LEDGER, SINK, SOURCE, CONTROL = 7001, 7002, 7003, 7004, 7005, 700
 PROBE_EVERY_S = 0.010
 
 
-class _Stream(threading.Thread):
+class Stream(threading.Thread):
     """One TCP connection to the guest for its whole life: it is never made anew, that is the point."""
 
     def __init__(self, address: str, port: int, name: str) -> None:
@@ -102,7 +102,7 @@ class _Lines:
         return line
 
 
-class CounterClient(_Stream):
+class CounterClient(Stream):
     """Reads the guest's counter; each number must be the one before plus one."""
 
     def __init__(self, address: str) -> None:
@@ -119,7 +119,7 @@ class CounterClient(_Stream):
             self._arrived()
 
 
-class GapProbe(_Stream):
+class GapProbe(Stream):
     """Sends a numbered line every 10 ms and measures the silence between the echoes."""
 
     def __init__(self, address: str) -> None:
@@ -161,7 +161,7 @@ class GapProbe(_Stream):
         self._arrived()
 
 
-class LedgerClient(_Stream):
+class LedgerClient(Stream):
     """Writes numbered records, each sent after the one before was acknowledged."""
 
     def __init__(self, address: str, first: int = 1, every_s: float = 0.005) -> None:

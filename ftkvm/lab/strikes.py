@@ -100,6 +100,19 @@ def cut_ft_and_management(this: "Round", pair: dict[str, Any]) -> Mend:
     return _cut(this.chance.choice([pair["host"], pair["secondary_host"]]), ("ft", "management"))
 
 
+def cut_ft_secondary_wins(_round: "Round", pair: dict[str, Any]) -> Mend:
+    """The primary out of the FT network while its datastore hangs: it lives and talks on, and cannot win."""
+    primary = pair["host"]
+    mend_storage = _storage(primary, "hang")
+    heal = _cut(primary, ("ft",))
+
+    def mend() -> None:
+        heal()
+        mend_storage()
+
+    return mend
+
+
 def _cut(name: str, networks: tuple[str, ...]) -> Mend:
     for network in networks:
         faults.cut(name, network)
@@ -164,6 +177,7 @@ FAULTS: dict[str, Strike] = {
         freeze_secondary,
         cut_ft,
         cut_ft_and_management,
+        cut_ft_secondary_wins,
         hang_storage_primary,
         hang_storage_secondary,
         lose_storage_primary,
