@@ -186,7 +186,7 @@ FAULTS: dict[str, Strike] = {
     )
 }
 
-NEEDS_MENDING = frozenset({"cut-ft", "cut-ft-and-management"})
+NEEDS_MENDING = frozenset({"cut-ft", "cut-ft-and-management", "cut-ft-secondary-wins"})
 """Mended before the VM is waited for: with the winner itself cut off there is nobody to be its secondary."""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ftkvm.lab import faults, looks, soak, strikes, trials
+from ftkvm.lab import faults, looks, soak, strikes, trials, upload
 from ftkvm.lab.client import CounterClient
 from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.stage import Stage
@@ -47,6 +47,13 @@ def test_fault(protected_vm: Round, fault: str) -> None:
     assert not outcome.wrong
     assert looks.only_one_winner(protected_vm.stage, protected_vm.guest, outcome.epoch) == []
     assert outcome.gap_ms < 60_000
+
+
+def test_an_upload_goes_on_when_the_secondary_wins(protected_vm: Round) -> None:
+    """The FT network dies first, the primary talks on and cannot win: the client was told of nothing that is lost."""
+    outcome, figures = upload.fail_over(protected_vm)
+    assert not outcome.wrong
+    assert figures["acknowledged_after"] > figures["acknowledged_before"]
 
 
 def test_nobody_goes_live_while_the_datastore_hangs(protected_vm: Round) -> None:
