@@ -17,13 +17,11 @@ import libvirt_qemu
 
 from ftkvm.agent.workers import Workers
 from ftkvm.catalogue import FtkvmError
-from ftkvm.core.versions import dotted
+from ftkvm.core.versions import dotted, too_old
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-MINIMUM_QEMU = (11, 1, 0)
-MINIMUM_LIBVIRT = (11, 0, 0)
 _KEEPALIVE_S = 3
 _KEEPALIVE_COUNT = 3
 _STATES = {
@@ -129,10 +127,10 @@ class Libvirt:
         :raises FtkvmError: FTKVM-207 QEMU, FTKVM-208 libvirt too old
         """
         found = self.versions()
-        if found.qemu < MINIMUM_QEMU:
-            raise FtkvmError("FTKVM-207", host=self._host, version=dotted(found.qemu))
-        if found.libvirt < MINIMUM_LIBVIRT:
-            raise FtkvmError("FTKVM-208", host=self._host, version=dotted(found.libvirt))
+        code = too_old(found.qemu, found.libvirt)
+        if code is not None:
+            version = found.qemu if code == "FTKVM-207" else found.libvirt
+            raise FtkvmError(code, host=self._host, version=dotted(version))
         return found
 
     def domains(self, timeout_s: float = 5.0) -> list[DomainInfo]:

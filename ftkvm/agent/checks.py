@@ -7,23 +7,32 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
 
+from ftkvm import __version__
+from ftkvm.adapters import host_view
 from ftkvm.agent import ft_checks, placing
 from ftkvm.agent.context import AgentContext
+from ftkvm.agent.gather import gather
+from ftkvm.agent.health import Health
 from ftkvm.agent.service import Service
 from ftkvm.agent.vms import VmRecord
 from ftkvm.catalogue import FtkvmError
-from ftkvm.core.checks.model import Finding, Result
+from ftkvm.core.checks import host
+from ftkvm.core.checks.cluster import ClusterView, look
+from ftkvm.core.checks.host import HostView
+from ftkvm.core.checks.model import Finding, Result, run
+from ftkvm.core.ha import settings
 from ftkvm.core.placement import VmNeeds
 from ftkvm.ports import Json
 
 _TIMEOUT_S = 20.0
+_HOST_TIMEOUT_S = 5.0
 
 
 class Checks:
     """The entry points. ``*_here`` look at this host; the others may be asked of any agent."""
 
-    def __init__(self, ctx: AgentContext, service: Service) -> None:
-        self._ctx, self._service = ctx, service
+    def __init__(self, ctx: AgentContext, service: Service, health: Health) -> None:
+        self._ctx, self._service, self._health = ctx, service, health
 
     def vm(self, name: str, *, for_ft: bool) -> Json:
         """A VM: looked at on the host it runs on; if it is off, by its definition.
@@ -48,6 +57,57 @@ class Checks:
             report = replace(report, results=report.results + self._hosts_for(record, xml))
         return {**report.to_json(), "running": running, "for_ft": for_ft}
 
+    def host(self, name: str) -> Json:
+        """A host: what it says of itself, looked at with the host's checks.
+
+        :raises FtkvmError: FTKVM-201, 202 it does not answer, 238
+        """
+        entry = self._ctx.cluster.host(name)
+        said = self._ctx.peers.call(name, "GET", "/v1/local/check/host", None, _HOST_TIMEOUT_S)
+        view = HostView.from_json(said, maintenance=entry.maintenance, emulation=self._emulation())
+        return run(f"host {name}", host.CHECKS, view, host=name).to_json()
+
+    def cluster(self) -> Json:
+        """The cluster's settings, every host, and each beside each other."""
+        config = self._ctx.cluster.current(fresh=True)
+        views, silent = [], {}
+        for name, answer in gather(self._ctx, "/v1/local/check/host", _HOST_TIMEOUT_S).items():
+            if isinstance(answer, FtkvmError):
+                silent[name] = _finding(answer)
+                continue
+            resting = config.hosts[name].maintenance if name in config.hosts else False
+            views.append(HostView.from_json(answer, maintenance=resting, emulation=self._emulation()))
+        facts = {each.name: each for each in placing.hosts_facts(self._ctx)}
+        now = settings.in_force(config.settings)
+        view = ClusterView(tuple(views), facts, silent, bool(now["ha.enabled"]), bool(now["ha.host_monitoring"]))
+        return look(config.cluster, view).to_json()
+
+    def host_here(self) -> Json:
+        """What this host is made of. A tiny guest is started for it.
+
+        :raises FtkvmError: FTKVM-238 the table of processor groups is not understood
+        """
+        config, health = self._ctx.config, self._health.current()
+        addresses = {"management": config.management, "ft": config.ft, "migration": config.migration}
+        try:
+            seen = host_view.look(addresses)
+        except ValueError as error:
+            path = str(host_view.GROUPS_FILE)
+            raise FtkvmError("FTKVM-238", host=self._ctx.host, path=path, detail=str(error)) from error
+        trouble = health.get("error")
+        return {
+            **seen,
+            "name": self._ctx.host,
+            "qemu": _numbers(health.get("qemu")),
+            "libvirt": _numbers(health.get("libvirt")),
+            "ftkvm": __version__,
+            "trouble": {"code": trouble["code"], "params": trouble["params"]} if trouble else None,
+            "missing_bridges": sorted(set(config.vm_bridges) - set(health.get("bridges", config.vm_bridges))),
+        }
+
+    def _emulation(self) -> bool:
+        return bool(settings.in_force(self._ctx.cluster.current().settings)["ft.emulation"])
+
     def _hosts_for(self, record: VmRecord, xml: str) -> tuple[Result, ...]:
         """Whether a pair could be made now: this host, and one for the secondary."""
         root = ET.fromstring(xml)
@@ -65,6 +125,13 @@ def _asked(name: str, title: str, ask: Callable[[], object]) -> Result:
     try:
         ask()
     except FtkvmError as error:
-        params = {key: str(value) for key, value in error.params.items()}
-        return Result(name, title, (Finding(error.code, params),))
+        return Result(name, title, (_finding(error),))
     return Result(name, title, ())
+
+
+def _finding(error: FtkvmError) -> Finding:
+    return Finding(error.code, {key: str(value) for key, value in error.params.items()})
+
+
+def _numbers(version: object) -> list[int]:
+    return [int(part) for part in str(version).split(".")] if version else []

@@ -93,7 +93,7 @@ class Agent:
         routers.append(arrivals_router(self.arrivals))
         settings = ClusterSettings(self.ctx, self.vms, self.service.admission)
         routers.append(cluster_router(settings, ClusterView(self.ctx, self.service, settings)))
-        routers.append(checks_router(Checks(self.ctx, self.service)))
+        routers.append(checks_router(Checks(self.ctx, self.service, self.health)))
         self.api = ApiServer(build_app(self.service, self.health, routers), files, config.api_port)
 
     def post(self, message: Message) -> None:

@@ -1,6 +1,5 @@
 """Facts of all hosts, asked in parallel, for core's placement of a secondary."""
 
-import hashlib
 import logging
 import xml.etree.ElementTree as ET
 from collections.abc import Collection
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from ..adapters.host_view import mixed_group, own_cpu
 from ..catalogue import FtkvmError
 from ..core.facts import DatastoreState
 from ..core.ha.settings import kept_empty
@@ -56,31 +56,24 @@ def _facts(name: str, future: "Future[dict[str, Any]]") -> HostFacts:
         int(said["free_memory_mb"]),
         int(said["ft_vms"]),
         bridges=frozenset(said["bridges"]),
+        cpu_group=str(said.get("cpu_group", "")),
     )
 
 
 def own_facts(ctx: AgentContext, ft_vms: int) -> dict[str, Any]:
     """This host's own facts, as ``GET /v1/peer/facts`` answers them."""
     versions = ctx.libvirt.require_versions()
+    cpu = own_cpu()
     return {
         "datastore": KeeperClient().status().datastore.state,
         "qemu_version": dotted(versions.qemu),
         "libvirt_version": dotted(versions.libvirt),
-        "cpu": _cpu(),
+        "cpu": cpu.fingerprint,
+        "cpu_group": mixed_group(cpu),
         "free_memory_mb": psutil.virtual_memory().available >> 20,
         "ft_vms": ft_vms,
         "bridges": [name for name in ctx.config.vm_bridges if Path(f"/sys/class/net/{name}/bridge").is_dir()],
     }
-
-
-def _cpu() -> str:
-    """Vendor, family, model, stepping and a digest of the feature flags of the first CPU."""
-    fields = {}
-    for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
-        key, _colon, value = line.partition(":")
-        fields[key.strip()] = value.strip()
-    flags = hashlib.sha256(" ".join(sorted(fields.get("flags", "").split())).encode()).hexdigest()[:12]
-    return "/".join([*(fields.get(key, "") for key in ("vendor_id", "cpu family", "model", "stepping")), flags])
 
 
 def choose_host(ctx: AgentContext, vm: "LocalVm", wanted: str | None, exclude: Collection[str] = ()) -> str:

@@ -20,4 +20,19 @@ def router(checks: Checks) -> APIRouter:
         """A VM that runs on this host."""
         return checks.vm_here(uuid, for_ft=for_ft)
 
+    @routes.get("/check/host/{name}")
+    def check_host(name: str) -> Json:
+        """A host of the cluster."""
+        return checks.host(name)
+
+    @routes.get("/check/cluster")
+    def check_cluster() -> Json:
+        """The cluster with all its hosts."""
+        return checks.cluster()
+
+    @routes.get("/local/check/host")
+    def host_here() -> Json:
+        """What this host is made of."""
+        return checks.host_here()
+
     return routes

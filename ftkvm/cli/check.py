@@ -27,6 +27,21 @@ def check_vm(name: str, for_ft: bool, output: str) -> int:
     return show(report, Reporter(output))
 
 
+@check.command(name="host", epilog=_EPILOG)
+@click.argument("name")
+@output_option
+def check_host(name: str, output: str) -> int:
+    """Check the host NAME: processor, KVM, versions, networks, datastore."""
+    return show(AgentClient().call("GET", f"/v1/check/host/{quote(name)}", timeout_s=_TIMEOUT_S), Reporter(output))
+
+
+@check.command(name="cluster", epilog=_EPILOG)
+@output_option
+def check_cluster(output: str) -> int:
+    """Check the cluster: its settings, all its hosts, and each of them beside each other one."""
+    return show(AgentClient().call("GET", "/v1/check/cluster", timeout_s=_TIMEOUT_S), Reporter(output))
+
+
 def show(report: Json, reporter: Reporter) -> int:
     """Print a report; returns the exit status."""
     if reporter.json:

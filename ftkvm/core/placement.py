@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ftkvm.core.checks.cpu import alike
 from ftkvm.core.facts import DatastoreState
 
 
@@ -24,7 +25,10 @@ class Refusal(StrEnum):
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What is known of one host. `cpu`: a fingerprint of vendor, family, model, stepping and extensions."""
+    """What is known of one host. `cpu`: a fingerprint of vendor, family, model, stepping and extensions.
+
+    `cpu_group`: the operator's group within which this processor may be paired with others (see `checks/cpu.py`).
+    """
 
     name: str
     alive: bool
@@ -36,6 +40,7 @@ class HostFacts:
     ft_vms: int = 0
     maintenance: bool = False
     bridges: frozenset[str] = frozenset()
+    cpu_group: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ CHECKS: tuple[tuple[Refusal, Check], ...] = (
     (Refusal.DATASTORE, lambda host, primary, vm: host.datastore is DatastoreState.OK),
     (Refusal.QEMU_VERSION, lambda host, primary, vm: host.qemu_version == primary.qemu_version),
     (Refusal.LIBVIRT_VERSION, lambda host, primary, vm: host.libvirt_version == primary.libvirt_version),
-    (Refusal.CPU, lambda host, primary, vm: host.cpu == primary.cpu),
+    (Refusal.CPU, lambda host, primary, vm: alike(host.cpu, primary.cpu, host.cpu_group, primary.cpu_group)),
     (Refusal.NETWORK, lambda host, primary, vm: vm.bridges <= host.bridges),
     (Refusal.MEMORY, lambda host, primary, vm: host.free_memory_mb >= MEMORY_FACTOR * vm.memory_mb),
 )
@@ -97,4 +102,9 @@ def _refusals(host: HostFacts, primary: HostFacts | None, vm: VmNeeds, exclude: 
         return (Refusal.NOT_ALIVE,)  # what else it is said to be is old
     if primary is None:
         return (Refusal.QEMU_VERSION, Refusal.LIBVIRT_VERSION, Refusal.CPU)
+    return why_not(host, primary, vm)
+
+
+def why_not(host: HostFacts, primary: HostFacts, vm: VmNeeds) -> tuple[Refusal, ...]:
+    """What forbids `host` the secondary of a VM that runs on `primary`; empty if nothing does."""
     return tuple(refusal for refusal, fits in CHECKS if not fits(host, primary, vm))

@@ -2,7 +2,17 @@
 
 from collections.abc import Iterable
 
+MINIMUM_QEMU = (11, 1, 0)
+MINIMUM_LIBVIRT = (11, 0, 0)
+
 
 def dotted(version: Iterable[int]) -> str:
     """A version as people write it."""
     return ".".join(str(part) for part in version)
+
+
+def too_old(qemu: tuple[int, ...], libvirt: tuple[int, ...]) -> str | None:
+    """The message's code if one of them is older than what the agent relies on: FTKVM-207 QEMU, FTKVM-208 libvirt."""
+    if qemu < MINIMUM_QEMU:
+        return "FTKVM-207"
+    return "FTKVM-208" if libvirt < MINIMUM_LIBVIRT else None

@@ -1,0 +1,84 @@
+"""What this host is made of, as the checks look at it: /proc/cpuinfo, sysfs, psutil, and the tiny guest."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ftkvm.adapters import kvm_probe
+from ftkvm.core.checks.cpu import GROUPS, Cpu, Group, group_of, parse, read_groups
+
+GROUPS_FILE = Path("/etc/ftkvm/processors.toml")
+_FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+
+
+def own_cpu(proc: Path = Path("/proc")) -> Cpu:
+    """The first processor. :raises OSError: /proc does not tell"""
+    return parse((proc / "cpuinfo").read_text())
+
+
+def groups(file: Path = GROUPS_FILE) -> tuple[Group, ...]:
+    """The known groups and the operator's. :raises ValueError: the operator's file is not understood"""
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        return GROUPS
+    return read_groups(text)
+
+
+def mixed_group(cpu: Cpu) -> str:
+    """The group within which this host's processor may be paired with others; empty: with its equals only."""
+    try:
+        found = group_of(cpu, groups())
+    except (OSError, ValueError):  # `ftkvm check host` tells
+        return ""
+    return found.name if found is not None and found.mixed else ""
+
+
+def look(addresses: Mapping[str, str]) -> dict[str, Any]:
+    """The host's own part of :class:`ftkvm.core.checks.host.HostView`, as JSON. ``addresses``: by network.
+
+    :raises ValueError: the operator's groups file is not understood
+    """
+    cpu = own_cpu()
+    group = group_of(cpu, groups())
+    return {
+        "cpu": {**asdict(cpu), "flags": sorted(cpu.flags)},
+        "cpu_group": group.name if group else "",
+        "kvm": asdict(kvm_probe.signs(cpu.flags)),
+        "mhz": _mhz(),
+        "governor": _text(_FREQUENCY / "scaling_governor"),
+        "links": links(addresses),
+    }
+
+
+def links(addresses: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The NIC that has each address, with its speed (0: not known) and MTU."""
+    stats = psutil.net_if_stats()
+    found = {}
+    for nic, entries in psutil.net_if_addrs().items():
+        for kind, address in addresses.items():
+            if any(entry.address == address for entry in entries) and nic in stats:
+                found[kind] = {"nic": nic, "mbit_s": _speed(stats[nic].speed), "mtu": stats[nic].mtu}
+    return found
+
+
+def _speed(mbit_s: int) -> int:
+    return mbit_s if 0 < mbit_s < 65535 else 0  # 65535: the kernel's word for "not known"
+
+
+def _mhz() -> int:
+    text = _text(_FREQUENCY / "cpuinfo_max_freq")
+    if text.isdigit():
+        return int(text) // 1000
+    now = psutil.cpu_freq()
+    return int(now.current) if now is not None else 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,189 @@
+"""The checks of one host (CK-02, CK-03). Pure: what was observed in, findings out."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ftkvm.core.checks.cpu import Cpu
+from ftkvm.core.checks.model import Check, Finding, Severity
+from ftkvm.core.versions import too_old
+
+LEAST_MBIT_S = 1000
+JUMBO_MTU = 9000
+
+
+class Kvm(StrEnum):
+    """Whether this host can run guests on its processor, and if not, why: four different findings."""
+
+    WORKS = "works"
+    CPU_CANNOT = "cpu-cannot"
+    FIRMWARE_OFF = "firmware-off"
+    MODULE_MISSING = "module-missing"
+    CANNOT_RUN = "cannot-run"
+
+
+@dataclass(frozen=True)
+class KvmSigns:
+    """What was seen of it. ``raw``: what the CPUID instruction itself says, None when it could not be asked."""
+
+    flag: bool = False
+    raw: bool | None = None
+    log_says_off: bool = False
+    device: bool = False
+    open_error: str = ""
+    guest_error: str | None = None
+    """Why the tiny guest did not run; empty: it ran; None: it was not tried."""
+
+
+def judge_kvm(signs: KvmSigns) -> tuple[Kvm, str]:
+    """The state, and the detail to show. A guest that ran decides, whatever the flags say."""
+    if signs.device and not signs.open_error:
+        if signs.guest_error == "":
+            return Kvm.WORKS, ""
+        return Kvm.CANNOT_RUN, signs.guest_error or "no guest was tried"
+    why = f"/dev/kvm: {signs.open_error}" if signs.device else "there is no /dev/kvm"
+    if signs.log_says_off or (not signs.flag and signs.raw):
+        return Kvm.FIRMWARE_OFF, why
+    if not signs.flag:
+        return Kvm.CPU_CANNOT, why
+    return Kvm.MODULE_MISSING, why
+
+
+@dataclass(frozen=True)
+class Link:
+    """The NIC that carries one of the host's networks. ``mbit_s``: 0 when the kernel does not know."""
+
+    nic: str
+    mbit_s: int = 0
+    mtu: int = 0
+
+
+@dataclass(frozen=True)
+class HostView:
+    """All that the checks of a host look at. ``trouble``: what its own health says (code and parameters)."""
+
+    name: str
+    cpu: Cpu = field(default_factory=Cpu)
+    cpu_group: str = ""
+    kvm: KvmSigns = field(default_factory=KvmSigns)
+    mhz: int = 0
+    governor: str = ""
+    links: Mapping[str, Link] = field(default_factory=dict)
+    qemu: tuple[int, ...] = ()
+    libvirt: tuple[int, ...] = ()
+    ftkvm: str = ""
+    trouble: Finding | None = None
+    maintenance: bool = False
+    missing_bridges: tuple[str, ...] = ()
+    emulation: bool = False
+    """The cluster's setting ft.emulation: guests may be emulated."""
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], *, maintenance: bool, emulation: bool) -> "HostView":
+        """What a host's agent answers about itself (``adapters/host_view.py`` writes it)."""
+        cpu = dict(document["cpu"])
+        trouble = document.get("trouble")
+        return cls(
+            str(document["name"]),
+            Cpu(**{**cpu, "flags": frozenset(cpu["flags"])}),
+            str(document["cpu_group"]),
+            KvmSigns(**document["kvm"]),
+            int(document["mhz"]),
+            str(document["governor"]),
+            {kind: Link(**link) for kind, link in document["links"].items()},
+            tuple(document["qemu"]),
+            tuple(document["libvirt"]),
+            str(document["ftkvm"]),
+            Finding(trouble["code"], trouble["params"]) if trouble else None,
+            maintenance,
+            tuple(document["missing_bridges"]),
+            emulation,
+        )
+
+
+def _active(host: HostView) -> Iterator[Finding]:
+    if host.maintenance:
+        yield Finding("FTKVM-659", {})
+
+
+def _health(host: HostView) -> Iterator[Finding]:
+    if host.trouble is not None:
+        yield host.trouble
+
+
+def _versions(host: HostView) -> Iterator[Finding]:
+    code = too_old(host.qemu, host.libvirt) if host.qemu and host.libvirt else None
+    if code and (host.trouble is None or host.trouble.code != code):
+        shown = host.qemu if code == "FTKVM-207" else host.libvirt
+        yield Finding(code, {"version": ".".join(map(str, shown))})
+
+
+_KVM_CODES = {
+    Kvm.CPU_CANNOT: "FTKVM-221",
+    Kvm.FIRMWARE_OFF: "FTKVM-222",
+    Kvm.MODULE_MISSING: "FTKVM-223",
+    Kvm.CANNOT_RUN: "FTKVM-224",
+}
+
+
+def _virtualisation(host: HostView) -> Iterator[Finding]:
+    state, detail = judge_kvm(host.kvm)
+    if state is not Kvm.WORKS:
+        severity = Severity.WARNING if host.emulation else Severity.ERROR
+        params = {"cpu": host.cpu.name or "unknown", "detail": detail}
+        yield Finding(_KVM_CODES[state], params, severity)
+    if host.emulation:
+        yield Finding("FTKVM-225", {}, Severity.WARNING)
+
+
+def _group(host: HostView) -> Iterator[Finding]:
+    if not host.cpu_group:
+        cpu = host.cpu
+        shown = f"{cpu.name or 'unknown'} ({cpu.vendor} family {cpu.family} model {cpu.model})"
+        yield Finding("FTKVM-226", {"cpu": shown}, Severity.WARNING)
+
+
+def _bridges(host: HostView) -> Iterator[Finding]:
+    for bridge in host.missing_bridges:
+        yield Finding("FTKVM-213", {"bridge": bridge})
+
+
+def _own_nics(host: HostView) -> Iterator[Finding]:
+    for kind in ("ft", "migration"):
+        link = host.links.get(kind)
+        if link is None:
+            yield Finding("FTKVM-227", {"network": kind})
+            continue
+        others = sorted(other for other, each in host.links.items() if other != kind and each.nic == link.nic)
+        if others and (kind, others) != ("migration", ["ft"]):  # told once
+            yield Finding(
+                "FTKVM-228", {"network": kind, "nic": link.nic, "others": ", ".join(others)}, Severity.WARNING
+            )
+
+
+def _speeds(host: HostView) -> Iterator[Finding]:
+    for kind in ("ft", "migration"):
+        link = host.links.get(kind)
+        if link is not None and 0 < link.mbit_s < LEAST_MBIT_S:
+            params = {"network": kind, "nic": link.nic, "speed": str(link.mbit_s), "least": str(LEAST_MBIT_S)}
+            yield Finding("FTKVM-229", params)
+
+
+def _jumbo(host: HostView) -> Iterator[Finding]:
+    link = host.links.get("ft")
+    if link is not None and link.mtu < JUMBO_MTU:
+        yield Finding("FTKVM-230", {"nic": link.nic, "mtu": str(link.mtu), "wanted": str(JUMBO_MTU)}, Severity.WARNING)
+
+
+CHECKS: tuple[Check[HostView], ...] = (
+    Check("active", "it is not in maintenance", _active),
+    Check("health", "agent, libvirt and datastore work", _health),
+    Check("versions", "QEMU and libvirt are new enough", _versions),
+    Check("virtualisation", "the processor runs guests", _virtualisation),
+    Check("processor-group", "its processor is a known one", _group),
+    Check("bridges", "the VMs' bridges are there", _bridges),
+    Check("own-nics", "FT and migration have their own NICs", _own_nics),
+    Check("speed", "FT and migration NICs have 1 Gbit/s", _speeds),
+    Check("jumbo", "FT NIC takes large frames", _jumbo),
+)

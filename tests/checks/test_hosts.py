@@ -1,0 +1,194 @@
+"""The checks of hosts and of the cluster, each provoked alone."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from ftkvm.adapters import kvm_probe
+from ftkvm.core.checks import cluster, host
+from ftkvm.core.checks.cluster import ClusterView, look
+from ftkvm.core.checks.cpu import GROUPS, Cpu, alike, differences, group_of, parse, read_groups
+from ftkvm.core.checks.host import HostView, Kvm, KvmSigns, Link, judge_kvm
+from ftkvm.core.checks.model import Finding, Severity, run
+from ftkvm.core.facts import DatastoreState
+from ftkvm.core.placement import HostFacts, Refusal, VmNeeds, choose_secondary
+
+CPUINFO = """processor\t: 0
+vendor_id\t: GenuineIntel
+cpu family\t: 6
+model\t\t: 106
+model name\t: Intel(R) Xeon(R) Gold 6338
+stepping\t: 6
+flags\t\t: fpu vmx avx2 avx512f
+
+processor\t: 1
+vendor_id\t: nobody
+"""
+CPU = parse(CPUINFO)
+WORKS = KvmSigns(flag=True, device=True, guest_error="")
+LINKS = {
+    "management": Link("eno1", 1000, 1500),
+    "ft": Link("ens1", 10000, 9000),
+    "migration": Link("ens2", 10000, 9000),
+}
+GOOD = HostView("h1", CPU, "Intel Ice Lake", WORKS, 3500, "performance", LINKS, (11, 1, 3), (11, 3, 0), "0.3")
+FACTS = HostFacts("h1", True, DatastoreState.OK, "11.1.3", "11.3.0", CPU.fingerprint, 4000)
+
+
+def codes(view: HostView) -> list[tuple[str, str]]:
+    found = run("host h1", host.CHECKS, view, host="h1").findings
+    for each in found:
+        assert "<" not in each.error().text.replace("</", "")  # every placeholder is given
+    return [(each.code, str(each.severity)) for each in found]
+
+
+def test_the_first_processor_is_read() -> None:
+    assert (CPU.vendor, CPU.family, CPU.model, CPU.stepping) == ("GenuineIntel", 6, 106, 6)
+    assert CPU.flags == {"fpu", "vmx", "avx2", "avx512f"}
+    found = group_of(CPU)
+    assert found is not None and found.name == "Intel Ice Lake"
+
+
+def test_good() -> None:
+    assert codes(GOOD) == []
+
+
+@pytest.mark.parametrize(("signs", "state"), [
+    (WORKS, Kvm.WORKS),
+    (KvmSigns(flag=False, device=True, guest_error=""), Kvm.WORKS),  # a guest that ran decides
+    (KvmSigns(), Kvm.CPU_CANNOT),
+    (KvmSigns(raw=False), Kvm.CPU_CANNOT),
+    (KvmSigns(raw=True), Kvm.FIRMWARE_OFF),  # newer kernels hide the flag then
+    (KvmSigns(flag=True, log_says_off=True), Kvm.FIRMWARE_OFF),
+    (KvmSigns(flag=True), Kvm.MODULE_MISSING),
+    (KvmSigns(flag=True, device=True, open_error="Permission denied"), Kvm.MODULE_MISSING),
+    (KvmSigns(flag=True, device=True, guest_error="ioctl(KVM_CREATE_VM) failed"), Kvm.CANNOT_RUN),
+    (KvmSigns(device=True, guest_error="did not end"), Kvm.CANNOT_RUN),
+])  # fmt: skip
+def test_four_reasons_why_guests_do_not_run(signs: KvmSigns, state: Kvm) -> None:
+    assert judge_kvm(signs)[0] is state
+
+
+@pytest.mark.parametrize(("changed", "code", "severity"), [
+    ({"kvm": KvmSigns()}, "FTKVM-221", "error"),
+    ({"kvm": KvmSigns(raw=True)}, "FTKVM-222", "error"),
+    ({"kvm": KvmSigns(flag=True)}, "FTKVM-223", "error"),
+    ({"kvm": KvmSigns(device=True, guest_error="failed")}, "FTKVM-224", "error"),
+    ({"cpu_group": ""}, "FTKVM-226", "warning"),
+    ({"maintenance": True}, "FTKVM-659", "error"),
+    ({"trouble": Finding("FTKVM-301", {"host": "h1", "path": "/srv/ft"})}, "FTKVM-301", "error"),
+    ({"qemu": (10, 0, 6)}, "FTKVM-207", "error"),
+    ({"libvirt": (10, 9, 0)}, "FTKVM-208", "error"),
+    ({"missing_bridges": ("br-vm",)}, "FTKVM-213", "error"),
+    ({"links": {"management": LINKS["management"], "migration": LINKS["migration"]}}, "FTKVM-227", "error"),
+    ({"links": {**LINKS, "ft": replace(LINKS["ft"], nic="eno1")}}, "FTKVM-228", "warning"),
+    ({"links": {**LINKS, "migration": replace(LINKS["migration"], nic="ens1")}}, "FTKVM-228", "warning"),
+    ({"links": {**LINKS, "ft": Link("ens1", 100, 9000)}}, "FTKVM-229", "error"),
+    ({"links": {**LINKS, "ft": Link("ens1", 10000, 1500)}}, "FTKVM-230", "warning"),
+])  # fmt: skip
+def test_each_finding(changed: dict[str, object], code: str, severity: str) -> None:
+    assert codes(replace(GOOD, **changed)) == [(code, severity)]  # type: ignore[arg-type]
+
+
+def test_the_cluster_may_allow_emulation_and_that_is_told() -> None:
+    view = replace(GOOD, kvm=KvmSigns(), emulation=True)
+    assert codes(view) == [("FTKVM-221", "warning"), ("FTKVM-225", "warning")]
+
+
+def test_speed_that_is_not_known_is_no_finding() -> None:
+    assert codes(replace(GOOD, links={**LINKS, "ft": Link("veth0", 0, 9000)})) == []
+
+
+def test_a_host_survives_the_wire() -> None:
+    said = {"name": "h1", "cpu": {**asdict(CPU), "flags": sorted(CPU.flags)}, "cpu_group": "Intel Ice Lake",
+            "kvm": asdict(WORKS), "mhz": 3500, "governor": "performance",
+            "links": {kind: asdict(link) for kind, link in LINKS.items()}, "qemu": [11, 1, 3], "libvirt": [11, 3, 0],
+            "ftkvm": "0.3", "trouble": None, "missing_bridges": []}  # fmt: skip
+    assert HostView.from_json(said, maintenance=False, emulation=False) == GOOD
+
+
+def two(**changed: object) -> ClusterView:
+    other = replace(GOOD, name="h2", **changed)  # type: ignore[arg-type]
+    return ClusterView((GOOD, other), {"h1": FACTS, "h2": replace(FACTS, name="h2")})
+
+
+def found_in(view: ClusterView) -> list[tuple[str, Severity]]:
+    found = look("lab", view).findings
+    for each in found:
+        assert "<" not in each.error().text
+    return [(each.code, each.severity) for each in found]
+
+
+def test_a_good_cluster() -> None:
+    assert found_in(two()) == []
+
+
+@pytest.mark.parametrize(("view", "code", "severity"), [
+    (replace(two(), silent={"h3": Finding("FTKVM-202", {"host": "h3", "detail": "x"})}), "FTKVM-202", Severity.ERROR),
+    (replace(two(), ha=False), "FTKVM-231", Severity.WARNING),
+    (replace(two(), host_monitoring=False), "FTKVM-231", Severity.WARNING),
+    (two(qemu=(11, 2, 0)), "FTKVM-235", Severity.WARNING),
+    (two(ftkvm="0.4"), "FTKVM-235", Severity.WARNING),
+    (two(mhz=3000), "FTKVM-236", Severity.WARNING),
+    (two(governor="powersave"), "FTKVM-236", Severity.WARNING),
+    (two(links={**LINKS, "migration": Link("ens2", 10000, 1500)}), "FTKVM-237", Severity.WARNING),
+    (two(cpu=replace(CPU, stepping=7)), "FTKVM-234", Severity.WARNING),
+])  # fmt: skip
+def test_each_finding_of_the_cluster(view: ClusterView, code: str, severity: Severity) -> None:
+    assert found_in(view) == [(code, severity)]
+
+
+def test_hosts_that_placement_refuses_make_no_pair() -> None:
+    other = replace(FACTS, name="h2", qemu_version="11.2.0")
+    assert found_in(replace(two(), facts={"h1": FACTS, "h2": other})) == [
+        ("FTKVM-232", Severity.WARNING), ("FTKVM-233", Severity.ERROR)]  # fmt: skip
+    assert found_in(ClusterView((GOOD,), {"h1": FACTS})) == [("FTKVM-233", Severity.ERROR)]
+
+
+def test_processors_differ_feature_by_feature() -> None:
+    other = replace(CPU, model=85, flags=CPU.flags - {"avx512f"} | {"amx"})
+    assert differences(CPU, other) == ["model 106 and 85", "only the first has avx512f", "only the second has amx"]
+
+
+OWN = """[[group]]
+name = "our Xeons"
+vendor = "GenuineIntel"
+families = [6]
+models = [85, 106]
+mixed = true
+"""
+
+
+def test_an_operators_group_lets_its_models_be_paired() -> None:
+    other = replace(CPU, model=85)
+    groups = read_groups(OWN)
+    assert [group_of(each, groups) for each in (CPU, other)] == [groups[0], groups[0]]
+    assert not alike(CPU.fingerprint, other.fingerprint)
+    assert alike(CPU.fingerprint, other.fingerprint, "our Xeons", "our Xeons")
+    assert not alike(CPU.fingerprint, replace(other, flags=CPU.flags | {"amx"}).fingerprint, "our Xeons", "our Xeons")
+    here, there = replace(FACTS, free_memory_mb=9000), replace(FACTS, name="h2", cpu=other.fingerprint)
+    needs = VmNeeds("vm1", "h1", 512)
+    assert choose_secondary([here, there], needs).refusals["h2"] == (Refusal.CPU,)
+    mixed = [replace(each, cpu_group="our Xeons") for each in (here, there)]
+    assert choose_secondary(mixed, needs).host == "h2"
+
+
+@pytest.mark.parametrize("text", ["[[group]]\nname='x'", "nonsense", "[[group]]\nname=1\nvendor='x'\nfamilies=['a']"])
+def test_a_file_that_is_not_understood(text: str) -> None:
+    with pytest.raises(ValueError, match="Error"):
+        read_groups(text)
+
+
+def test_known_groups_are_never_mixed() -> None:
+    assert not any(group.mixed for group in GROUPS)
+    assert group_of(Cpu("CentaurHauls", 7, 27)) is None
+
+
+def test_a_guest_that_cannot_be_started_says_why() -> None:
+    assert "No such file" in kvm_probe.run_guest("kvm", 2.0, qemu="/nowhere/qemu")
+    assert "status 0" in kvm_probe.run_guest("kvm", 2.0, qemu="true")
+
+
+def test_every_check_is_named_once() -> None:
+    names = [check.name for check in (*host.CHECKS, *cluster.CHECKS)]
+    assert len(names) == len(set(names))
