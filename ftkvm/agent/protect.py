@@ -29,6 +29,7 @@ from .context import AgentContext
 from .local_vm import LocalVm
 from .merging import merge_chain, merge_overlays, resume_left_standing
 from .records import CopyPlace, OperationDoc, PairDoc, PairStore
+from .waits import await_done, require_short
 
 log = logging.getLogger(__name__)
 
@@ -228,8 +229,7 @@ class Protect:
             primary.insert_disk(monitor, disk)
         for nic in shape.nics:
             primary.insert_nic(monitor, nic, self.compare_timeout_ms)
-        if time.monotonic() - self._stopped_at > self.max_switchover_s:
-            raise FtkvmError("FTKVM-511", vm=self.vm.name, seconds=self.max_switchover_s)
+        require_short(self.vm.name, self._stopped_at, self.max_switchover_s)
         primary.continue_migration(monitor)
 
     def await_lockstep(self) -> None:
@@ -290,17 +290,17 @@ class Protect:
         )
 
     def _await(self, what: str, done: Callable[[], bool], timeout_s: float, interval_s: float = 0.02) -> None:
-        deadline = time.monotonic() + timeout_s
         ask_at = time.monotonic() + PEER_CHECK_S
-        while not done():
+
+        def meanwhile() -> None:
+            nonlocal ask_at
             if time.monotonic() > ask_at:  # a host that died silently would hold the plan until its time-out
                 self.ctx.peers.call(self.secondary, "GET", f"/v1/peer/pairs/{self.vm.uuid}", timeout_s=PEER_CHECK_S)
                 ask_at = time.monotonic() + PEER_CHECK_S
             if self.cancelled():
                 raise FtkvmError("FTKVM-510", vm=self.vm.name, step=what)
-            if time.monotonic() > deadline:
-                raise FtkvmError("FTKVM-513", vm=self.vm.name, what=what, seconds=round(timeout_s, 1))
-            time.sleep(interval_s)
+
+        await_done(self.vm.name, what, done, timeout_s, interval_s, meanwhile)
 
 
 def undo_protect(ctx: AgentContext, store: PairStore, vm: LocalVm, journal: OperationDoc, keeper: KeeperClient) -> None:

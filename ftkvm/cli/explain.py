@@ -4,6 +4,7 @@ import click
 
 from ftkvm.catalogue import CATALOGUE, FtkvmError
 from ftkvm.cli.output import Reporter, output_option
+from ftkvm.guide import rows_of
 
 
 @click.command()
@@ -25,4 +26,6 @@ def explain(code: str | None, output: str) -> None:
     entry = CATALOGUE[known]
     lines = [f"{entry.code} {entry.text}", f"  Cause: {entry.cause}", f"  Remedy: {entry.remedy}",
              f"  Exit status: {entry.exit_status}"]  # fmt: skip
-    reporter.result(vars(entry), "\n".join(lines))
+    guide = [f"table {row.table} row {row.number}: {row.says}" for row in rows_of(known)]
+    lines += [f"  Guide: {each}" for each in guide]
+    reporter.result({**vars(entry), "guide": guide}, "\n".join(lines))

@@ -67,3 +67,52 @@ def test_an_error_survives_the_wire() -> None:
 def test_a_code_from_the_future_keeps_its_text() -> None:
     again = FtkvmError.from_json({"code": "FTKVM-999x", "text": "new", "cause": "c", "remedy": "r", "params": {}})
     assert (again.text, again.cause, again.remedy) == ("new", "c", "r")
+
+
+# ------------------------------------------------------------------------------------- codes and their meanings
+
+NOT_RAISED = {"FTKVM-904": "made by FtkvmError.from_json for a code that is newer than this program"}
+RETIRED = frozenset({"FTKVM-220", "FTKVM-503"})
+"""Codes that nothing says any more: they stay in docs/codes.txt, and are never given to another message."""
+EXCEPTIONS_WITHOUT_CODE = {"Exception", "RuntimeError", "SystemExit", "ClickException", "UsageError", "Abort"}
+
+
+def _sources(*parts: str) -> list[Path]:
+    return [path for part in parts for path in (ROOT / part).rglob("*.py") if path.name != "catalogue.py"]
+
+
+def test_every_code_is_used() -> None:
+    said = {code for path in _sources("ftkvm", "hostprep") if path.name != "guide.py"
+            for code in re.findall(r"FTKVM-\d{3}", path.read_text())}  # fmt: skip
+    assert set(CATALOGUE) - said - set(NOT_RAISED) == set()
+    assert not RETIRED & (said | set(CATALOGUE))
+
+
+def test_no_code_is_given_twice() -> None:
+    text = (ROOT / "ftkvm" / "catalogue.py").read_text()
+    given = re.findall(r'_m\(\s*"(FTKVM-\d{3})"', text)
+    assert len(given) == len(CATALOGUE)
+    assert sorted(given) == sorted(set(given))
+
+
+def test_no_code_changes_its_meaning() -> None:
+    """docs/codes.txt notes what each code says. A text that only reads better is corrected there by hand."""
+    noted = dict(line.split("\t", 1) for line in (ROOT / "docs" / "codes.txt").read_text().splitlines())
+    assert set(noted) >= RETIRED
+    meant = {code: meaning for code, meaning in noted.items() if code not in RETIRED}
+    now = {code: " ".join(entry.text.split()) for code, entry in CATALOGUE.items()}
+    assert now == meant, "a new code: run python3 docs/gen.py; a code that says something else needs a code of its own"
+
+
+def test_what_a_user_sees_has_a_code() -> None:
+    """No command, agent or preparation raises something that would be shown without a code, or prints an error."""
+    found = []
+    for path in _sources("ftkvm/cli", "ftkvm/agent", "ftkvm/api", "hostprep"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                called = node.exc.func
+                name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+                if name in EXCEPTIONS_WITHOUT_CODE:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+    assert [each for each in found if not each.startswith("ftkvm/agent/local_vm.py")] == []  # caught in that file
+    assert len(found) <= 2

@@ -1,0 +1,66 @@
+"""Refusals of the guide's tables that need neither a lab nor QEMU."""
+
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from ftkvm.adapters.datastore import DirectoryDatastore
+from ftkvm.agent.cluster import ClusterReader, commit_config
+from ftkvm.agent.context import AgentContext
+from ftkvm.agent.operations import Operations
+from ftkvm.agent.service import Service
+from ftkvm.agent.vms import Vms
+from ftkvm.agent.waits import await_done, require_short
+from ftkvm.agent.workers import Workers
+from ftkvm.catalogue import FtkvmError
+from ftkvm.config import ClusterConfig, HostConfig, HostEntry, Paths
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    """An agent whose datastore has one VM with FT on and a damaged definition."""
+    (tmp_path / "ds").mkdir()
+    datastore = DirectoryDatastore(tmp_path / "ds", "h1")
+    datastore.initialise()
+    hosts = {"h1": HostEntry("h1", "10.0.0.1", "10.1.0.1", "10.2.0.1")}
+    assert commit_config(datastore, ClusterConfig(1, "lab", hosts, {}))
+    datastore.replace("vms/u1/vm.json", {"uuid": "u1", "name": "vm1", "ft": {"enabled": True}})
+    datastore.replace_text("vms/u1/domain.xml", "<domain><name>vm1</na")
+    workers = Workers()
+    config = HostConfig("h1", "10.0.0.1", "10.1.0.1", "10.2.0.1", tmp_path / "ds", paths=Paths(tmp_path))
+    reader = ClusterReader(datastore, workers, tmp_path / "cache.json")
+    ctx = AgentContext(config, "boot", datastore, cast(Any, None), cast(Any, None), workers, reader)
+    operations = Operations("h1", workers, tmp_path / "operations")
+    return Service(ctx, Vms(ctx, operations), operations)
+
+
+def test_a_vm_with_ft_stays_in_the_cluster(service: Service) -> None:
+    with pytest.raises(FtkvmError) as caught:
+        service.unregister("vm1", "h1")
+    assert caught.value.code == "FTKVM-110"
+    assert service.vms.find("vm1").ft_enabled
+
+
+def test_a_definition_that_is_damaged(service: Service) -> None:
+    with pytest.raises(FtkvmError) as caught:
+        service.vms.definition("u1")
+    assert caught.value.code == "FTKVM-108"
+
+
+def test_a_secondary_that_does_not_come_in_time() -> None:
+    looks: list[int] = []
+    with pytest.raises(FtkvmError) as caught:
+        await_done("vm1", "first checkpoint on the secondary", lambda: False, 0.05, 0.01, lambda: looks.append(1))
+    assert caught.value.code == "FTKVM-513"
+    assert "first checkpoint" in caught.value.text
+    assert len(looks) > 2
+    await_done("vm1", "it", lambda: True, 0.0, 0.01, lambda: looks.append(1))
+
+
+def test_a_vm_that_would_stand_still_too_long() -> None:
+    require_short("vm1", time.monotonic() - 0.5, 1.0)
+    with pytest.raises(FtkvmError) as caught:
+        require_short("vm1", time.monotonic() - 2.0, 1.0)
+    assert caught.value.code == "FTKVM-511"
