@@ -181,6 +181,29 @@ def test_an_end_of_the_connection_is_covered_by_a_checkpoint(way: Way, flags: in
     assert way.out(frame)  # sent once more
 
 
+@pytest.mark.parametrize("flags", [FIN | ACK, RST])
+def test_an_end_that_the_secondary_told_counts_until_the_checkpoint(way: Way, flags: int) -> None:
+    way.echoed(segment(100, flags))
+    way.checkpoint(1)
+    way.echoed(segment(100))
+    assert not way.out(segment(100, flags))
+
+
+@pytest.mark.parametrize("flags", [FIN | ACK, RST])
+def test_an_end_of_the_connection_before_is_none_of_this_one(way: Way, flags: int) -> None:
+    end = segment(100, flags)
+    way.sent(end, 10)
+    way.checkpoint(20)
+    way.echoed(end)
+    assert way.out(end)
+    way.sent(segment(77, SYN | ACK), 30)
+    way.echoed(segment(100))
+    assert not way.out(end)
+    way.sent(end, 40)
+    way.checkpoint(41)
+    assert way.left == [end, end]
+
+
 def test_a_fin_elsewhere_in_the_stream_is_another(way: Way) -> None:
     way.echoed(segment(100, FIN | ACK, sequence=1000, payload=b"short"))
     assert not way.out(segment(100, FIN | ACK, sequence=1000, payload=b"shorter"))
