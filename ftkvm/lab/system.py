@@ -1,5 +1,6 @@
 """Small tools over the machine: commands, mounts, control groups. Nothing here knows what a lab is."""
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -175,11 +176,12 @@ class Cgroup:
     def pids(self, below: str = "") -> list[int]:
         """Processes of the group or of one below it, at any depth."""
         found: list[int] = []
-        for file in sorted((self.path / below).rglob("cgroup.procs")) if (self.path / below).exists() else []:
-            try:
-                found += [int(p) for p in file.read_text().split() if p != "0"]
-            except OSError:
-                continue  # the group went away meanwhile
+        for directory, _below, files in os.walk(
+            self.path / below
+        ):  # groups may go away meanwhile: walk passes over them
+            if "cgroup.procs" in files:
+                with contextlib.suppress(OSError):
+                    found += [int(p) for p in (Path(directory) / "cgroup.procs").read_text().split() if p != "0"]
         return found
 
     def remove(self) -> None:
