@@ -5,6 +5,7 @@ Prints its throughput (``-s``).
 
 import json
 import os
+import selectors
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from ftkvm.hold import mark
 from ftkvm.hold.frames import HEADER
+from ftkvm.hold.proxy import still_registered
 from ftkvm.hold.status import HoldStatus, NicStatus, fetch
 
 VNET = 12
@@ -443,3 +445,15 @@ def test_throughput(qemu: Qemu, size: int) -> None:
     print(f"\nframes of {size} bytes: {megabytes_per_s:.0f} MB/s")
     assert qemu.nic().dropped == 0
     assert megabytes_per_s > 30  # far below what is seen: the machine may be busy
+
+
+def test_an_event_of_a_socket_that_an_earlier_one_closed_is_passed_over() -> None:
+    first, second = socket.socketpair()
+    with selectors.DefaultSelector() as selector, second:
+        selector.register(first, selectors.EVENT_READ)
+        second.send(b"x")
+        ((key, _mask),) = selector.select(1.0)
+        assert still_registered(selector, key)
+        selector.unregister(first)
+        first.close()
+        assert not still_registered(selector, key)

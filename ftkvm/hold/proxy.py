@@ -248,7 +248,7 @@ class Proxy:
         notified = False
         while self._connected or not self._ever_connected:
             for key, mask in self.selector.select(self._patience_s()):
-                if key.fileobj in self.selector.get_map():  # not closed by an earlier one of this turn
+                if still_registered(self.selector, key):
                     key.data(mask)
             self._steer()
             self._look_at_waiting()
@@ -321,3 +321,12 @@ def notify_ready() -> None:
         address = "\0" + address[1:] if address.startswith("@") else address
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"READY=1", address)
+
+
+def still_registered(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> bool:
+    """Whether what an event is about was neither closed nor replaced by an earlier event of the same turn.
+
+    Asked by descriptor: a closed socket has none any more, and asking a selector for it raises.
+    """
+    now = selector.get_map().get(key.fd)
+    return now is not None and now.fileobj is key.fileobj
