@@ -34,11 +34,16 @@ def look_at_vm(ctx: AgentContext, record: VmRecord, xml: str, *, for_ft: bool = 
     """
     files = disk_files(xml).values()
     images = bounded(ctx, lambda: _image_facts(list(files)), "images of " + record.name, 10.0)
-    rules = Rules(datastore=str(ctx.config.datastore), bridge=ctx.config.vm_bridges[0])
+    rules = rules_of(ctx)
     given = ctx.cluster.current().settings
     no_ha = not settings.in_force(given)["ha.enabled"] or settings.vm_settings(given, record.ha).priority == "disabled"
     facts = replace(VmFacts.of(xml, rules, images), ha_disabled=no_ha)
     return model.run(f"vm {record.name}", CHECKS, facts, for_ft=for_ft, vm=record.name)
+
+
+def rules_of(ctx: AgentContext) -> Rules:
+    """What the checks of a VM need to know of this cluster."""
+    return Rules(datastore=str(ctx.config.datastore), bridge=ctx.config.vm_bridges[0])
 
 
 def _image_facts(paths: list[str]) -> dict[str, ImageFacts]:

@@ -34,6 +34,7 @@ from ftkvm.agent.health import Health
 from ftkvm.agent.migrate import Arrivals
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.pair_manager import PairManager
+from ftkvm.agent.prepare import Prepare
 from ftkvm.agent.service import Service
 from ftkvm.agent.vm_monitor_host import make_vm_monitor
 from ftkvm.agent.vms import Vms
@@ -93,7 +94,7 @@ class Agent:
         routers.append(arrivals_router(self.arrivals))
         settings = ClusterSettings(self.ctx, self.vms, self.service.admission)
         routers.append(cluster_router(settings, ClusterView(self.ctx, self.service, settings)))
-        routers.append(checks_router(Checks(self.ctx, self.service, self.health)))
+        routers.append(checks_router(Checks(self.ctx, self.service, self.health), Prepare(self.ctx, self.service)))
         self.api = ApiServer(build_app(self.service, self.health, routers), files, config.api_port)
 
     def post(self, message: Message) -> None:

@@ -205,6 +205,16 @@ class Service:
         self._require_known(record, places)
         return self._ctx.peers.call(host, "POST", f"/v1/local/vms/{record.uuid}/unregister", {}, 30.0)
 
+    def require_off(self, record: VmRecord) -> None:
+        """A VM has no copy anywhere.
+
+        :raises FtkvmError: FTKVM-135 it has, FTKVM-109 it may have, on a host that does not answer
+        """
+        places = self.places()
+        if record.uuid in places.copies:
+            raise FtkvmError("FTKVM-135", vm=record.name, state=places.copies[record.uuid][0][1]["state"])
+        self._require_known(record, places)
+
     def maintenance(self, name: str, *, on: bool) -> Json:
         """Mark a host for maintenance and move its VMs off (the operation is returned), or bring it back.
 

@@ -1,13 +1,21 @@
 """Checks: what would refuse a VM, a host or the cluster."""
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 
 from ftkvm.agent.checks import Checks
+from ftkvm.agent.prepare import Prepare
 from ftkvm.ports import Json
 
 
-def router(checks: Checks) -> APIRouter:
-    """Routes /v1/check and /v1/local/check."""
+class PrepareRequest(BaseModel):
+    """``dry_run``: show what would change, and change nothing."""
+
+    dry_run: bool = False
+
+
+def router(checks: Checks, prepare: Prepare) -> APIRouter:
+    """Routes /v1/check, /v1/local/check and /v1/vms/…/prepare."""
     routes = APIRouter(prefix="/v1", tags=["checks"])
 
     @routes.get("/check/vm/{name}")
@@ -29,6 +37,11 @@ def router(checks: Checks) -> APIRouter:
     def check_cluster() -> Json:
         """The cluster with all its hosts."""
         return checks.cluster()
+
+    @routes.post("/vms/{name}/prepare")
+    def prepare_vm(name: str, request: PrepareRequest) -> Json:
+        """Mend a VM's definition for FT, as far as that goes mechanically."""
+        return prepare.prepare(name, dry_run=request.dry_run)
 
     @routes.get("/local/check/host")
     def host_here() -> Json:

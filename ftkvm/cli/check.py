@@ -54,3 +54,19 @@ def show(report: Json, reporter: Reporter) -> int:
         rows = [(each["severity"], each["code"], each["text"], each["remedy"]) for each in findings]
         reporter.table(("SEVERITY", "CODE", "FINDING", "REMEDY"), rows, "")
     return 0 if report["compliant"] else 1
+
+
+def show_prepared(answer: Json, reporter: Reporter) -> int:
+    """Print what ``vm prepare`` changed, or would; returns the exit status."""
+    report = answer["report"]
+    if reporter.json:
+        reporter.document(answer)
+        return 0 if report["compliant"] else 1
+    if answer["changes"]:
+        click.echo(answer["difference"])
+        click.echo("would change:" if answer["dry_run"] else "changed:")
+        for change in answer["changes"]:
+            click.echo(f"  {change}")
+    else:
+        click.echo("nothing that could be mended")
+    return show(report, reporter)

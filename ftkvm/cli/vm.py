@@ -4,6 +4,7 @@ from urllib.parse import quote
 
 import click
 
+from ftkvm.cli.check import show_prepared
 from ftkvm.cli.client import AgentClient
 from ftkvm.cli.names import words_of
 from ftkvm.cli.output import Reporter, output_option
@@ -93,6 +94,16 @@ def start(name: str, host: str | None, output: str) -> None:
     operation = client.call("POST", f"/v1/vms/{quote(name)}/start", {"host": host}, 30.0)
     done = client.wait(operation, reporter)
     reporter.result(done, f"VM {done['vm']} runs on {done['host']}.")
+
+
+@vm.command(epilog="Exit status: 0 prepared or nothing to do, 1 findings are left that nobody can mend mechanically.")
+@click.argument("name")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+@output_option
+def prepare(name: str, dry_run: bool, output: str) -> int:
+    """Mend the definition of the VM NAME, which is off, so that fault tolerance takes it; disks are not touched."""
+    answer = AgentClient().call("POST", f"/v1/vms/{quote(name)}/prepare", {"dry_run": dry_run}, 30.0)
+    return show_prepared(answer, Reporter(output))
 
 
 @vm.command()

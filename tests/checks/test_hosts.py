@@ -189,6 +189,15 @@ def test_a_guest_that_cannot_be_started_says_why() -> None:
     assert "status 0" in kvm_probe.run_guest("kvm", 2.0, qemu="true")
 
 
+def test_the_guest_begins_with_a_jump_to_its_code() -> None:
+    rom = kvm_probe.rom()
+    assert len(rom) == 65536
+    assert rom[0xFFF0] == 0xE9
+    body = (0xFFF3 + int.from_bytes(rom[0xFFF1:0xFFF3], "little", signed=True)) & 0xFFFF
+    assert rom[body : body + 2] == b"\x66\xb9"
+    assert rom[body + 10 :].startswith(b"\xb0\x31\xe6\xf4\xf4")
+
+
 def test_every_check_is_named_once() -> None:
     names = [check.name for check in (*host.CHECKS, *cluster.CHECKS)]
     assert len(names) == len(set(names))

@@ -1,6 +1,7 @@
 """Refusals of the guide's tables that need neither a lab nor QEMU."""
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,16 +11,33 @@ from ftkvm.adapters.datastore import DirectoryDatastore
 from ftkvm.agent.cluster import ClusterReader, commit_config
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.operations import Operations
+from ftkvm.agent.prepare import Prepare
 from ftkvm.agent.service import Service
 from ftkvm.agent.vms import Vms
 from ftkvm.agent.waits import await_done, require_short
 from ftkvm.agent.workers import Workers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig, HostConfig, HostEntry, Paths
+from ftkvm.ports import Json
+
+
+@dataclass
+class MadeUpPeers:
+    """The only host runs these."""
+
+    running: list[Json] = field(default_factory=list)
+
+    def call(self, host: str, method: str, path: str, json: Json | None = None, timeout_s: float = 5.0) -> Json:
+        return {"vms": self.running}
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Service:
+def peers() -> MadeUpPeers:
+    return MadeUpPeers()
+
+
+@pytest.fixture
+def service(tmp_path: Path, peers: MadeUpPeers) -> Service:
     """An agent whose datastore has one VM with FT on and a damaged definition."""
     (tmp_path / "ds").mkdir()
     datastore = DirectoryDatastore(tmp_path / "ds", "h1")
@@ -31,7 +49,7 @@ def service(tmp_path: Path) -> Service:
     workers = Workers()
     config = HostConfig("h1", "10.0.0.1", "10.1.0.1", "10.2.0.1", tmp_path / "ds", paths=Paths(tmp_path))
     reader = ClusterReader(datastore, workers, tmp_path / "cache.json")
-    ctx = AgentContext(config, "boot", datastore, cast(Any, None), cast(Any, None), workers, reader)
+    ctx = AgentContext(config, "boot", datastore, peers, cast(Any, None), workers, reader)
     operations = Operations("h1", workers, tmp_path / "operations")
     return Service(ctx, Vms(ctx, operations), operations)
 
@@ -64,3 +82,25 @@ def test_a_vm_that_would_stand_still_too_long() -> None:
     with pytest.raises(FtkvmError) as caught:
         require_short("vm1", time.monotonic() - 2.0, 1.0)
     assert caught.value.code == "FTKVM-511"
+
+
+GOOD = "<domain type='kvm'><name>vm2</name><devices><sound model='ac97'/></devices></domain>"
+
+
+def test_prepare_changes_only_the_definition_of_a_vm_that_is_off(service: Service, peers: MadeUpPeers) -> None:
+    datastore = service.vms._ctx.datastore
+    datastore.replace("vms/u2/vm.json", {"uuid": "u2", "name": "vm2"})
+    datastore.replace_text("vms/u2/domain.xml", GOOD)
+    prepare = Prepare(service.vms._ctx, service)
+    assert prepare.prepare("vm2", dry_run=True)["changes"] == ["sound ac97: removed"]
+    assert datastore.read_text("vms/u2/domain.xml") == GOOD
+    peers.running.append({"uuid": "u2", "name": "vm2", "state": "running", "role": "solo"})
+    with pytest.raises(FtkvmError) as caught:
+        prepare.prepare("vm2", dry_run=False)
+    assert caught.value.code == "FTKVM-135"
+    assert datastore.read_text("vms/u2/domain.xml") == GOOD
+    peers.running.clear()
+    done = prepare.prepare("vm2", dry_run=False)
+    assert "sound" not in (datastore.read_text("vms/u2/domain.xml") or "")
+    assert done["report"]["compliant"] and "-    <sound" in done["difference"]
+    assert prepare.prepare("vm2", dry_run=False)["changes"] == []
