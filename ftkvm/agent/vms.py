@@ -421,7 +421,9 @@ class Vms:
             self._ctx.datastore.create_once(f"vms/{record.uuid}/owner/{number + 1:07d}.json", nobody)
 
         try:
-            number, _owner = self.owner(record.uuid)
+            number, owner = self.owner(record.uuid)
+            if owner != self._ctx.host:  # HA took it over meanwhile: without an owner it could be started twice
+                return
             bounded(self._ctx, lambda: write(number), f"vms/{record.uuid}/owner")
         except DatastoreError as error:
             log.warning("%s; the VM is off, and the datastore still names this host", error)

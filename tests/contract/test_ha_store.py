@@ -37,6 +37,10 @@ def put_owner(directory: DirectoryDatastore, uuid: str, number: int, host: str |
     directory.create_once(f"vms/{uuid}/owner/{number:07d}.json", document)
 
 
+def nothing() -> bool:
+    return False
+
+
 def test_heartbeats_lease_and_roles_come_back(store: HaStore) -> None:
     mine = Heartbeat("host1", "boot1", 7, HostMode.ISOLATED, 5000, 8000)
     store.write_heartbeat(mine)
@@ -135,12 +139,31 @@ def test_a_corrupt_vm_is_named_and_the_others_are_there(store: HaStore, director
 def test_only_ones_own_vm_is_released(store: HaStore, directory: DirectoryDatastore) -> None:
     put_vm(directory, "a")
     put_owner(directory, "a", 1, "host2")
-    assert not store.release("a", OwnerWhy.RELEASED, "isolated")
+    assert not store.release("a", OwnerWhy.RELEASED, "isolated", comes_here=nothing)
     put_owner(directory, "a", 2, "host1")
-    assert store.release("a", OwnerWhy.RELEASED, "isolated")
+    assert store.release("a", OwnerWhy.RELEASED, "isolated", comes_here=nothing)
     assert store.owner("a") == Owner(3, None, "boot1", OwnerWhy.RELEASED)
-    assert not store.release("a", OwnerWhy.RELEASED, "isolated")
+    assert not store.release("a", OwnerWhy.RELEASED, "isolated", comes_here=nothing)
     assert store.owner("a").number == 3
+
+
+def test_what_is_here_again_or_on_its_way_is_not_released(store: HaStore, directory: DirectoryDatastore) -> None:
+    put_vm(directory, "a")
+    put_owner(directory, "a", 1, "host1")
+    assert not store.release("a", OwnerWhy.RELEASED, "isolated", comes_here=lambda: True)
+    assert store.owner("a").number == 1
+
+
+def test_a_start_that_comes_after_the_look_is_not_released(store: HaStore, directory: DirectoryDatastore) -> None:
+    put_vm(directory, "a")
+    put_owner(directory, "a", 1, "host1")
+
+    def claimed_now() -> bool:
+        put_owner(directory, "a", 2, "host1", why="restarted")
+        return False  # it was asked before that start
+
+    assert not store.release("a", OwnerWhy.RELEASED, "isolated", comes_here=claimed_now)
+    assert store.owner("a") == Owner(2, "host1", "boot1", OwnerWhy.RESTARTED)
 
 
 def test_an_ft_vm_has_its_newest_epoch(store: HaStore, directory: DirectoryDatastore) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from ftkvm.adapters import pings, power
-from ftkvm.adapters.qemus import Qemus
+from ftkvm.adapters.qemus import Qemu, Qemus
 from ftkvm.agent.ha.beats import BeatTable
 from ftkvm.agent.ha.doer import Job
 from ftkvm.agent.ha.guard import now_ms
@@ -70,6 +70,10 @@ class World(Protocol):
         """An operation of this host."""
         ...
 
+    def starting(self, uuid: str) -> bool:
+        """Whether a start of the VM is under way here."""
+        ...
+
     def shutdown(self, uuid: str, timeout_s: float) -> None:
         """Press a VM's power button."""
         ...
@@ -91,8 +95,16 @@ class Actions:
         # safety: a machine counts from 1 with each start of its agent. Others must never see the same number again:
         # they would take a host whose agent starts over and over for one that has stopped.
         self._counter_base = now_ms()
-        self.stopping: set[str] = set()
+        self._stopping: list[str] = []
+
+    @property
+    def stopping(self) -> set[str]:
         """VMs that HA ends here; their guests' switching off is not what an operator wanted."""
+        return set(self._stopping)
+
+    def comes_here(self, uuid: str) -> bool:
+        """Whether a start of the VM is under way here, or its QEMU is here; in this order (:meth:`HaStore.release`)."""
+        return self._world.starting(uuid) or uuid in self._qemus.look()
 
     def job(self, action: Action) -> Job:
         match action:
@@ -112,7 +124,9 @@ class Actions:
                 return Job(lambda: self._ping(action), int(_PING_S * 1000) + 1000, f"ping {what}")
             case StopVm():
                 limit_ms = (0 if action.power_off else action.timeout_ms) + 40_000
-                return Job(lambda: self._stop(action), limit_ms, f"stop {action.uuid}")
+                # a switch-off does not wait for a guest that is still shutting down: the datastore may be lost since
+                how = "switch off" if action.power_off else "shut down"
+                return Job(lambda: self._stop(action), limit_ms, f"{how} {action.uuid}")
             case StartVm():
                 return Job(lambda: self._start(action), int(_START_S * 1000) + 5000, f"start {action.uuid}")
             case Fence():
@@ -150,27 +164,26 @@ class Actions:
         safety: it is gone by the kernel's word (no thread of its QEMU is left) before its owner file says so. A QEMU
         that hangs in the storage does not go; then nothing is released, and the watchdog, no longer put off, ends it.
         """
-        self.stopping.add(action.uuid)
+        self._stopping.append(action.uuid)  # twice, while a switch-off overtakes a shutdown
         try:
             qemu = self._qemus.look().get(action.uuid)
             if qemu is not None and action.owner is not None:
                 return "runs again"
             if qemu is not None:
                 log.warning("%s: HA ends it here: %s", qemu.name, action.reason)
-                gone = False if action.power_off else self._shut_down(action)
+                gone = False if action.power_off else self._shut_down(qemu, action)
                 if not gone and not self._qemus.kill(qemu, _KILL_S):
                     raise FtkvmError("FTKVM-621", vm=qemu.name, pid=qemu.pid, host=self._world.host)
         finally:
-            self.stopping.discard(action.uuid)
-        released = self._store.release(action.uuid, action.release, action.reason, action.owner)
+            self._stopping.remove(action.uuid)
+        released = self._store.release(
+            action.uuid, action.release, action.reason, action.owner, comes_here=lambda: self.comes_here(action.uuid)
+        )
         if action.release is OwnerWhy.STOPPED:
             self._store.set_power(action.uuid, on=False)
-        return "released" if released else "was not ours"
+        return "released" if released else "was not ours, or is here again"
 
-    def _shut_down(self, action: StopVm) -> bool:
-        qemu = self._qemus.look().get(action.uuid)
-        if qemu is None:
-            return True
+    def _shut_down(self, qemu: Qemu, action: StopVm) -> bool:
         try:
             self._world.shutdown(action.uuid, min(_SHUTDOWN_CALL_S, max(0.1, action.timeout_ms / 1000)))
         except FtkvmError as error:

@@ -35,6 +35,7 @@ from ftkvm.ports import Json
 
 log = logging.getLogger(__name__)
 _LOOK_S = 2.0
+_GONE_S = 5.0
 _WORKERS = 512
 """Its own: HA's work must not wait for others', and an isolated host ends all its VMs at once."""
 
@@ -81,10 +82,10 @@ class HaPart:
             self._returned,
         )
         self._store = HaStore(datastore, ctx.host, ctx.boot_id)
-        qemus = Qemus()
-        self._actions = Actions(self, self._store, self._beats.table, ctx.peers, qemus)
+        self._qemus = Qemus()
+        self._actions = Actions(self, self._store, self._beats.table, ctx.peers, self._qemus)
         self._local = LocalVms(
-            qemus, ctx.config.paths.run, operations.all_running, self._pair_role, lambda: self._protected
+            self._qemus, ctx.config.paths.run, operations.all_running, self._pair_role, lambda: self._protected
         )
         self.history = History(ctx.datastore, ctx.host)
         self._runner = HaRunner(
@@ -186,6 +187,10 @@ class HaPart:
     def operation(self, name: str) -> Json:
         return self._service.operation(name)
 
+    def starting(self, uuid: str) -> bool:
+        operation = self._operations.running(uuid)
+        return operation is not None and operation.kind == "start"
+
     def shutdown(self, uuid: str, timeout_s: float) -> None:
         self._ctx.libvirt.shutdown(uuid, timeout_s)
 
@@ -224,7 +229,11 @@ class HaPart:
         if self._store.owner(uuid).host != self._ctx.host:
             return
         self._store.set_power(uuid, on=False)
-        self._store.release(uuid, OwnerWhy.STOPPED, "the guest switched itself off")
+        qemu = self._qemus.look().get(uuid)  # libvirt may tell a moment before its last thread is gone
+        if qemu is not None:
+            self._qemus.gone_within(qemu, _GONE_S)
+        why = "the guest switched itself off"
+        self._store.release(uuid, OwnerWhy.STOPPED, why, comes_here=lambda: self._actions.comes_here(uuid))
         self.history.tell(Event("guest-off", f"{uuid}: the guest switched itself off", self._ctx.host, uuid))
 
     # what others ask

@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -233,13 +233,20 @@ class HaStore:
         """The newest owner, from the datastore now."""
         return self._owner_at(uuid, self._owner_number(uuid))
 
-    def release(self, uuid: str, why: OwnerWhy, reason: str, number: int | None = None) -> bool:
-        """Note that nobody runs the VM any more; False if it was not ours, or somebody took it meanwhile.
+    def release(
+        self, uuid: str, why: OwnerWhy, reason: str, number: int | None = None, *, comes_here: Callable[[], bool]
+    ) -> bool:
+        """Note that nobody runs the VM any more; False if it was not ours, runs here, or somebody took it meanwhile.
+
+        safety: ``comes_here`` is asked after the owner was read, so a start that this owner file belongs to is seen: it
+        was begun before its claim and is under way until its QEMU is here. A later one needs the number that is taken
+        here, and only one gets it. Without this a slow end of a VM released the start that came after it.
 
         :param number: the owner number this is about; any that is ours, if None
+        :param comes_here: whether a start is under way here or, asked after that, a QEMU of it is here
         """
         newest = self.owner(uuid)
-        if newest.host != self._host or number not in (None, newest.number):
+        if newest.host != self._host or number not in (None, newest.number) or comes_here():
             return False
         path = f"vms/{uuid}/owner/{newest.number + 1:07d}.json"
         nobody = {"host": None, "boot_id": self._boot_id, "why": str(why), "reason": reason, "at": time.time()}
