@@ -24,7 +24,7 @@ from ..engine.secondary import Overlays
 from ..engine.shape import Disk
 from ..keeper.client import KeeperClient
 from ..keeper.model import DatastoreHealth, Evidence, PairSpec, PeerSpec
-from ..ports import WorkTimeout
+from ..ports import DatastoreError, WorkTimeout
 from . import fitness, holds
 from .context import AgentContext
 from .figures import CheckpointFigures, FailoverFigures
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 ARBITRATE_WAIT_S = 2.0
+OWN_TRIES = 120  # one a second
 EVIDENCE_SETTLES_S = 1.0
 
 
@@ -395,10 +396,19 @@ class PairWorker:
         if self.failover is not None and self.failover.epoch == epoch:
             document = self.failover.to_json(self.ctx.host)
             log.warning("%s: %s", self.name, document)
-            self.ctx.workers.submit(lambda: self._record_failover(document), "record failover")
+            self.ctx.workers.submit(lambda: self._record_failover(epoch, document), "record failover")
 
-    def _record_failover(self, document: dict[str, Any]) -> None:
-        self.store.own(self.ctx.host, self.ctx.boot_id)
+    def _record_failover(self, epoch: int, document: dict[str, Any]) -> None:
+        """Own the VM, as soon as the datastore takes it: else nobody releases it, should it end here before."""
+        for left in reversed(range(OWN_TRIES)):
+            try:
+                self.store.own_as_winner(epoch, self.ctx.host, self.ctx.boot_id)
+                break
+            except DatastoreError as error:
+                log.warning("%s: not noted as owner yet: %s", self.name, error)
+                if not left:
+                    raise
+                time.sleep(1.0)
         self.store.save_failover(document)
         self.ctx.datastore.append_line(
             f"history/{self.ctx.host}.jsonl", {"event": "failover", "vm": self.name, **document}

@@ -157,19 +157,48 @@ class PairStore:
         """Note in the VM's owner files that it runs here, unless the newest says so already; the newest's number.
 
         safety: to be called only where this host is the one that runs the VM, and no epoch is open: by the primary
-        before it records a pair, by an epoch's winner after it has won. Of two calls at once one writes.
+        before it records a pair. Whoever asks may have stood still for long (a datastore that hung) and lost the VM
+        meanwhile: an owner file of another host that is newer than the last pair's record is a later start's word, and
+        is not written over. Of two calls at once one writes.
 
         :raises FtkvmError: FTKVM-103 somebody else took it meanwhile
         """
-        number = max([0, *(int(m.group(1)) for m in map(OWNER_FILE.match, self._datastore.list(self._owners)) if m)])
-        newest = self._datastore.read_json(self._owner_file(number)) if number else None
+        number, newest = self._newest_owner()
         if newest is not None and (newest.get("host"), newest.get("boot_id")) == (host, boot_id):
             return number
+        pair = self.latest()
+        known = pair.owner if pair is not None else 0
+        other = newest.get("host") if newest is not None else None
+        if other not in (None, host) and known is not None and number > known:
+            raise FtkvmError("FTKVM-103", vm=self.uuid, host=other)
+        return self._take(number + 1, host, boot_id)
+
+    def own_as_winner(self, epoch: int, host: str, boot_id: str) -> int:
+        """Note that the winner of an epoch runs the VM: from now on the owner file says so, not the epoch.
+
+        Also for a primary that went on and owned the VM before; may be repeated.
+
+        safety: a compare-and-swap from the owner file that the epoch's record names, however late it is carried out: a
+        start of the VM elsewhere takes that same next number. Called after the keeper was told that this copy is alone,
+        so that HA ends it with this host's heartbeat, as it does with the VM of any owner.
+
+        :raises FtkvmError: FTKVM-103 somebody else took it meanwhile
+        """
+        pair = self.pair(epoch)
+        if pair is None or pair.owner is None:  # of an older version: HA starts nothing by its word
+            return self.own(host, boot_id)
+        return self._take(pair.owner + 1, host, boot_id)
+
+    def _take(self, number: int, host: str, boot_id: str) -> int:
         mine = {"host": host, "boot_id": boot_id, "why": "failover", "at": time.time()}
-        there = self._datastore.create_once(self._owner_file(number + 1), mine)
+        there = self._datastore.create_once(self._owner_file(number), mine)
         if (there.get("host"), there.get("boot_id")) != (host, boot_id):
             raise FtkvmError("FTKVM-103", vm=self.uuid, host=there.get("host"))
-        return number + 1
+        return number
+
+    def _newest_owner(self) -> tuple[int, dict[str, Any] | None]:
+        number = max([0, *(int(m.group(1)) for m in map(OWNER_FILE.match, self._datastore.list(self._owners)) if m)])
+        return number, self._datastore.read_json(self._owner_file(number)) if number else None
 
     @property
     def _owners(self) -> str:

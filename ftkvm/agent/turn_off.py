@@ -111,7 +111,8 @@ class _TurnOff:
         if isinstance(winner, Winner) and winner.host != self.ctx.host:
             raise FtkvmError("FTKVM-517", vm=self.worker.name, host=winner.host)
         self.worker.publish_solo(pair.epoch)
-        self.ctx.workers.run(lambda: self.store.own(self.ctx.host, self.ctx.boot_id), 10.0, "own the VM")
+        own = self.store.own_as_winner
+        self.ctx.workers.run(lambda: own(pair.epoch, self.ctx.host, self.ctx.boot_id), 10.0, "own the VM")
 
     def _over(self, pair: PairDoc) -> bool:
         """The last pair ended before this QEMU was started: it has no part in it."""

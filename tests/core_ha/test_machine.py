@@ -502,6 +502,19 @@ def test_the_winner_of_an_epoch_is_who_must_be_gone() -> None:
     assert one.starts[0][1].cold_epoch is None
 
 
+def test_a_winners_own_word_counts_only_once_it_owns_the_vm() -> None:
+    """h2's file was taken by a datastore that hangs; h2 does not know, and its beats do not count a copy of a pair."""
+    one = coordinator(4)
+    one.vm("vm1", "h2", ft=epoch("h2"), protected=True)
+    one.stuck["h2"] = one.now
+    one.run(90)
+    assert one.view("h2") is m.HostState.NO_STORAGE
+    assert not one.starts
+    one.vms["vm1"] = replace(one.vms["vm1"], owner=m.Owner(2, "h2", "boot-h2"))
+    one.until(lambda: one.starts)
+    assert one.starts[0][1].cold_epoch is None
+
+
 def test_a_winner_that_was_booted_again_runs_it_no_more() -> None:
     one = coordinator(4)
     one.vm("vm1", "h2", ft=epoch("h3", winner_boot_id="boot-before"), protected=True)

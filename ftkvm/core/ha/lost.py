@@ -98,6 +98,10 @@ def _pair(vm: Vm, ft: FtEpoch, desk: Desk, gone: _Gone, troubled: set[str], firs
     images before they are started. That needs the primary's copy to be gone for certain; the secondary's copy needs no
     proof, for it finds the winner file and ends itself; and if it has won meanwhile, the start is refused
     (``ColdStart.end_epoch``).
+
+    safety: a winner's own word ("no ordinary VM is left here") proves nothing while the epoch speaks: a datastore that
+    hangs may have taken its winner file and not told it, and it goes on when it is told. When it knows, it takes the
+    next owner file, and is asked as the owner.
     """
     if ft.owner is None:
         why_not = "its pair was recorded by an older version of ftkvm, without boot ids: start it by hand"
@@ -105,7 +109,7 @@ def _pair(vm: Vm, ft: FtEpoch, desk: Desk, gone: _Gone, troubled: set[str], firs
     if ft.nobody:
         return _free(vm, desk, first)
     if ft.winner is not None:
-        proof = gone(ft.winner, ft.winner_boot_id)
+        proof = gone(ft.winner, ft.winner_boot_id, ordinary=False)
         if proof is None:
             return _unproven(vm, (ft.winner,), desk, troubled, first)
         return _proven(vm, proof, (ft.winner,), desk, first)
