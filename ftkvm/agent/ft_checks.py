@@ -14,6 +14,7 @@ from ftkvm.core.checks import model
 from ftkvm.core.checks.domain import ImageFacts, Rules, VmFacts, disk_files
 from ftkvm.core.checks.vm import CHECKS
 from ftkvm.core.ha import settings
+from ftkvm.engine.shape import as_if_never_a_secondary
 from ftkvm.ports import DatastoreUnreachable
 
 _CONNECT_TIMEOUT_S = 1.0
@@ -32,6 +33,7 @@ def look_at_vm(ctx: AgentContext, record: VmRecord, xml: str, *, for_ft: bool = 
 
     :raises FtkvmError: FTKVM-306 the images' storage does not answer
     """
+    xml = as_if_never_a_secondary(xml)  # a promoted one shows our own -incoming
     files = disk_files(xml).values()
     images = bounded(ctx, lambda: _image_facts(list(files)), "images of " + record.name, 10.0)
     rules = rules_of(ctx)

@@ -126,6 +126,11 @@ def plain_xml(xml: str, images: Mapping[str, str] | None = None) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
+def as_if_never_a_secondary(xml: str) -> str:
+    """The XML of a domain without what it was started with as a secondary; any other domain's is what it was."""
+    return ET.tostring(_without_passthrough(ET.fromstring(xml)), encoding="unicode")
+
+
 def _without_passthrough(root: ET.Element) -> ET.Element:
     """A copy of the tree in which our ``-incoming defer`` is gone; an operator's own arguments stay."""
     root = copy.deepcopy(root)

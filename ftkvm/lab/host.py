@@ -238,5 +238,6 @@ class Host:
     def unit_pids(self, unit: str) -> list[int]:
         """Processes of a systemd unit of the host, numbered as on this machine; read from outside, so that it
         works while the host's systemd is busy or frozen."""
-        slices = [p.parent for p in (self.cgroup.path / "payload").rglob("cgroup.procs") if p.parent.name == unit]
-        return [pid for s in slices for pid in self.cgroup.pids(str(s.relative_to(self.cgroup.path)))]
+        groups = [Path(each) for each, _below, _files in os.walk(self.cgroup.path / "payload")]  # they come and go
+        mine = [group for group in groups if group.name == unit]
+        return [pid for group in mine for pid in self.cgroup.pids(str(group.relative_to(self.cgroup.path)))]

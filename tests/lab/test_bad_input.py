@@ -190,7 +190,8 @@ def test_vm_not_running(seat: Seat, vm: str, two: Host) -> None:
     seat.define(two, "v2")
     seat.ok("vm", "register", "v2", "--host", two.name)
     with seat.unchanged():
-        refused(seat.run("enable", "v2"), "FTKVM-102")
+        refused(seat.run("enable", "v2", "--secondary", two.name), "FTKVM-102")  # without a host it is turned on: FT-02
+        refused(seat.run("vm", "migrate", "v2"), "FTKVM-102")
         refused(seat.run("vm", "stop", "v2"), "FTKVM-102")
 
 

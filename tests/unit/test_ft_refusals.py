@@ -18,6 +18,7 @@ from ftkvm.agent.waits import await_done, require_short
 from ftkvm.agent.workers import Workers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig, HostConfig, HostEntry, Paths
+from ftkvm.engine.shape import as_if_never_a_secondary
 from ftkvm.ports import Json
 
 
@@ -104,3 +105,13 @@ def test_prepare_changes_only_the_definition_of_a_vm_that_is_off(service: Servic
     assert "sound" not in (datastore.read_text("vms/u2/domain.xml") or "")
     assert done["report"]["compliant"] and "-    <sound" in done["difference"]
     assert prepare.prepare("vm2", dry_run=False)["changes"] == []
+
+
+def test_a_promoted_vm_is_not_refused_for_what_ftkvm_itself_put_into_its_definition() -> None:
+    """Its QEMU was started as a secondary, with our -incoming; an operator's own arguments are still found."""
+    head = "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>v</name>"
+    ours = "<qemu:arg value='-incoming'/><qemu:arg value='defer'/>"
+    assert "commandline" not in as_if_never_a_secondary(f"{head}<qemu:commandline>{ours}</qemu:commandline></domain>")
+    theirs = f"{head}<qemu:commandline>{ours}<qemu:arg value='-s'/></qemu:commandline></domain>"
+    assert "-s" in as_if_never_a_secondary(theirs)
+    assert "-incoming" not in as_if_never_a_secondary(theirs)
