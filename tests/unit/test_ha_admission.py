@@ -3,12 +3,16 @@
 import time
 from dataclasses import replace
 from itertools import combinations
+from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftkvm.core.ha.admission import Colour, Refused, State, admit, failover, holds, percentage, validity
 from ftkvm.core.ha.capacity import HostRoom, Load, Rules, Size, reckon, unreserved
+from ftkvm.core.ha.model import HostCapacity, Owner, Priority, Vm
+from ftkvm.core.ha.placing import Room
 
 GHZ, GB = 1000, 1024
 HOSTS = [HostRoom("h1", 9 * GHZ, 9 * GB), HostRoom("h2", 9 * GHZ, 6 * GB), HostRoom("h3", 6 * GHZ, 6 * GB)]
@@ -230,6 +234,63 @@ def test_what_is_promised_can_be_kept_for_every_choice_of_lost_hosts(cluster):
         to_place = [n for n, load in zip(slots.per_load, loads, strict=True) if load.host in gone]
         assert _placeable([max(0, room) for room in free], to_place)
         assert slots.capacity < slots.good_hosts
+
+
+def _restarted(hosts, loads, gone):
+    """The first VM for which HA's own placement finds no host after the loss; None if there is none."""
+    room = Room({
+        host.name: HostCapacity(
+            max(0, host.cpu_mhz - sum(load.cpu_mhz for load in loads if load.host == host.name)),
+            max(0, host.memory_mb - sum(load.memory_mb + load.overhead_mb for load in loads if load.host == host.name)),
+        ) for host in hosts if host.name not in gone
+    })  # fmt: skip
+    order = [Priority.HIGH, Priority.MEDIUM, Priority.LOW]
+    for load in sorted(loads, key=lambda load: (order.index(load.priority), load.name)):
+        if load.host in gone:
+            memory = load.memory_mb + load.overhead_mb
+            vm = Vm(load.uuid, load.name, True, Owner(1, None, "b"), cpu_mhz=load.cpu_mhz, memory_mb=memory)
+            host = room.place(vm)
+            if host is None:
+                return load.name
+            room.give(host, vm.cpu_mhz, vm.memory_mb)
+    return None
+
+
+def _large(rng):
+    """A cluster in which the order of placing matters: a cap, and few VMs that are large for their hosts."""
+    hosts = [HostRoom(f"h{number}", rng.randint(1000, 9000), rng.randint(1000, 9000)) for number in range(5)]
+    loads = [
+        Load(f"u{number}", f"vm{number}", rng.choice(hosts).name, rng.randint(0, 3000), rng.randint(0, 3000), 64,
+             priority=rng.choice((Priority.HIGH, Priority.MEDIUM, Priority.LOW)))
+        for number in range(rng.randint(1, 5))
+    ]  # fmt: skip
+    return hosts, loads, Rules(slot_cpu_cap=rng.choice((0, 300)), slot_memory_cap=300, vm_cpu_min=1)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_promised_is_kept_by_the_placement_there_is(seed):
+    """Not only by some placement: HA takes them by priority and name, each to the host with most memory free."""
+    rng, promised = Random(seed), 0
+    for _ in range(400):
+        hosts, loads, rules = _large(rng)
+        capacity = reckon(hosts, loads, rules).capacity
+        promised += capacity > 0
+        for gone in combinations([host.name for host in hosts], capacity):
+            assert _restarted(hosts, loads, gone) is None, (hosts, loads, rules, gone)
+    assert promised > 20
+
+
+def test_a_large_vm_whose_only_host_a_small_one_takes_first_is_not_promised():
+    """In slots they fit: vm0 on h0, vm1 on h1. HA places vm0 first, on h1, that has more memory; vm1 has nowhere."""
+    hosts = [HostRoom("h0", 2069, 2073), HostRoom("h1", 5800, 2407), HostRoom("h2", 6296, 3851)]
+    loads = [Load("u0", "vm0", "h2", 1191, 1221, 64), Load("u1", "vm1", "h2", 1540, 2253, 64, priority=Priority.LOW)]
+    rules = Rules(slot_cpu_cap=300, slot_memory_cap=300, vm_cpu_min=1)
+    slots = reckon(hosts, loads, rules)
+    assert _restarted(hosts, loads, ["h2"]) == "vm1"
+    assert (slots.by_sums, slots.capacity, slots.fragmented) == (1, 0, True)
+    vm1_first = [loads[0], replace(loads[1], priority=Priority.HIGH)]
+    assert _restarted(hosts, vm1_first, ["h2"]) is None
+    assert reckon(hosts, vm1_first, rules).capacity == 1
 
 
 @given(clusters())

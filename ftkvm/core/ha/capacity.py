@@ -3,8 +3,10 @@
 MHz and MB throughout. A *load* is one QEMU: an ordinary VM, or one copy of an FT pair; each counts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from heapq import heapify, heappop, heappush
 from itertools import combinations
 from math import ceil, comb
 from typing import Any
@@ -202,7 +204,8 @@ def reckon(hosts: Sequence[HostRoom], loads: Sequence[Load], rules: Rules) -> Sl
     per_load = [slots_of_load(load, slot.size, rules) for load in loads]
     by_sums = _capacity_by_sums(per_host, sum(per_load))
     placed = [(load.host, slots) for load, slots in zip(loads, per_load, strict=True)]
-    capacity = next((k for k in range(by_sums, 0, -1) if _survives(per_host, placed, k)), 0)
+    tried = partial(Restarts, hosts, loads, rules)
+    capacity = next((k for k in range(by_sums, 0, -1) if _survives(per_host, placed, k, tried)), 0)
     return Slots(
         slot, per_host, per_load, rules.host_failures, capacity, by_sums, len(loads), len(hosts), len(per_host)
     )
@@ -214,11 +217,14 @@ def _capacity_by_sums(per_host: Mapping[str, int], used: int) -> int:
     return max((k for k in range(len(sizes)) if sum(sizes[k:]) >= used), default=0)
 
 
-def _survives(per_host: Mapping[str, int], placed: Iterable[tuple[str | None, int]], lost: int) -> bool:
+def _survives(
+    per_host: Mapping[str, int], placed: Iterable[tuple[str | None, int]], lost: int, tried: "Callable[[], Restarts]"
+) -> bool:
     """Whether the loads of any ``lost`` hosts fit, whole, into what the other hosts have free where they are now.
 
     Sums are enough while every load takes one slot. Larger ones may waste up to (largest - 1) slots on each host: what
-    is free beyond that always does; below it, each choice of hosts is tried. Too many choices: it is not promised.
+    is free beyond that always does, in whichever order they are placed; below it, each choice of hosts is tried, in
+    slots and as HA would place them. Too many choices: it is not promised.
     """
     used: dict[str | None, int] = {}
     sizes: dict[str | None, list[int]] = {}
@@ -236,9 +242,11 @@ def _survives(per_host: Mapping[str, int], placed: Iterable[tuple[str | None, in
         return spare >= 0
     if comb(len(per_host), lost) > _MOST_CHOICES:
         return False
+    restarts = tried()
     return all(
         _fits([free[name] for name in per_host if name not in gone],
               [size for name in (None, *gone) for size in sizes.get(name, ())])
+        and restarts.all_placed(gone)
         for gone in combinations(per_host, lost)
     )  # fmt: skip
 
@@ -254,6 +262,61 @@ def _fits(free: list[int], loads: Iterable[int]) -> bool:
         else:
             return False
     return True
+
+
+class Restarts:
+    """Which loads HA would place after a loss, by the rules of ``placing.Room``: in order of priority and name, each on
+    the failover host, else on the host with most unreserved memory of those that can take it.
+
+    A way in which all fit is no promise if HA takes another one: a small VM of high priority may take the only host
+    that could hold a large one.
+    """
+
+    def __init__(self, hosts: Iterable[HostRoom], loads: Sequence[Load], rules: Rules) -> None:
+        plain = replace(rules, vm_cpu_min=0)  # the minimum is for reckoning slots; a restart needs what is reserved
+        self._first = rules.failover_host
+        self._sizes = [(load, demand(load, plain)) for load in sorted(loads, key=_restart_order)]
+        self._free = {host.name: Size(host.cpu_mhz, host.memory_mb) for host in hosts if host.good}
+        for load, size in self._sizes:
+            free = self._free.get(load.host or "")
+            if free is not None and load.host is not None:
+                self._free[load.host] = Size(free.cpu_mhz - size.cpu_mhz, free.memory_mb - size.memory_mb)
+
+    def all_placed(self, lost: Collection[str]) -> bool:
+        """Whether every load of the hosts ``lost``, and of those that are not good, finds a host."""
+        ranked = [
+            (name != self._first, -max(0, free.memory_mb), -max(0, free.cpu_mhz), name)
+            for name, free in self._free.items() if name not in lost
+        ]  # fmt: skip
+        heapify(ranked)
+        for load, wants in self._sizes:
+            if (load.host in lost or load.host not in self._free) and not _place(ranked, wants):
+                return False
+        return True
+
+
+def _place(ranked: list[tuple[bool, int, int, str]], wants: Size) -> bool:
+    """Take ``wants`` from the first host of the heap that has it; figures are negative: more comes first."""
+    passed = []
+    while ranked:
+        later, memory, cpu, name = heappop(ranked)
+        if -memory >= wants.memory_mb and -cpu >= wants.cpu_mhz:
+            passed.append((later, memory + wants.memory_mb, cpu + wants.cpu_mhz, name))
+            break
+        passed.append((later, memory, cpu, name))
+    else:
+        return False
+    for each in passed:
+        heappush(ranked, each)
+    return True
+
+
+_ORDER = {Priority.HIGH: 0, Priority.MEDIUM: 1, Priority.LOW: 2}
+
+
+def _restart_order(load: Load) -> tuple[int, str, str]:
+    """What HA does not restart comes last: an operator may."""
+    return _ORDER.get(load.priority, len(_ORDER)), load.name, load.uuid
 
 
 def unreserved(host: HostRoom, loads: Iterable[Load], rules: Rules) -> Size:
