@@ -47,6 +47,7 @@ class Agent:
         self.ended: list[m.Ended] = []
         self.busy: dict[str, str] = {}  # VM → what is done with it here
         self.under_way: set[str] = set()
+        self.starting: set[str] = set()  # VMs whose start it has asked for, here or elsewhere, and heard no end of
         self.watchdog_ms = 0
         self.status: m.Status | None = None
         self._woken = False
@@ -132,6 +133,8 @@ class Agent:
 
     def end(self, action: m.Action, result: m.Result, value: object = None, code: str = "") -> None:
         """An action has ended; the machine hears of it once."""
+        if isinstance(action, m.StartVm):
+            self.starting.discard(action.uuid)
         self.ended.append(m.Ended(action, result, value, code))
         self.wake()
 

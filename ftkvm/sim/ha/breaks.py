@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ftkvm.core.ha import model as m
+from ftkvm.core.ha.desk import PAUSE_MS
+from ftkvm.core.ha.machine import State
 from ftkvm.sim.ha.agent import Machine
 from ftkvm.sim.ha.faults import Fault
 from ftkvm.sim.ha.world import Shape, step
@@ -71,18 +73,56 @@ def _everybodys_lease(seen: m.Seen, read: m.HeartbeatsRead) -> m.HeartbeatsRead:
     return replace(read, lease=m.Lease(term, seen.me, seen.boot_id))
 
 
-def _twice(seen: m.Seen, action: m.Action) -> tuple[m.Action, ...]:
+def _elsewhere(action: m.StartVm) -> m.StartVm:
+    return replace(action, host="h1" if action.host != "h1" else "h3")
+
+
+def _once_more(state: object | None, seen: m.Seen) -> m.Turn:
+    """What was started is started again elsewhere, by what was known before; owner files alone stand against it."""
+    turn = step(state, seen)
+    done = [each.action for each in seen.ended if each.result is m.Result.OK and isinstance(each.action, m.StartVm)]
+    return replace(turn, actions=(*turn.actions, *map(_elsewhere, done)))
+
+
+def _two_at_once(seen: m.Seen, action: m.Action) -> tuple[m.Action, ...]:
+    """Owner files still let only one of them go on."""
     if not isinstance(action, m.StartVm):
         return (action,)
-    return action, replace(action, host=seen.me if action.host != seen.me else "h3")
+    return action, _elsewhere(action)
+
+
+def _retry_unknown(state: object | None, seen: m.Seen) -> m.Turn:
+    """A start of which nothing was heard is taken for one that owns the VM and failed; nobody is asked."""
+    turn = step(state, seen)
+    unknown = [each.action for each in seen.ended if each.result is m.Result.UNKNOWN]
+    again = [
+        replace(action, host=seen.me, owner=action.owner + 1) for action in unknown if isinstance(action, m.StartVm)
+    ]
+    return replace(turn, actions=(*turn.actions, *again))
+
+
+def _unnoticed_pause(state: object | None, seen: m.Seen) -> m.Turn:
+    """A pause of its own counts as time in which it watched the others' heartbeats.
+
+    And in which its own was written: else the guard keeps it from acting on what it believes.
+    """
+    if isinstance(state, State) and seen.now_ms - state.windows.turn_ms > PAUSE_MS:
+        now = seen.now_ms
+        windows = replace(state.windows, turn_ms=now, asked_ms=now, seen_ms=now, under_way_ms=None)
+        state = replace(state, windows=windows, guard=replace(state.guard, good_ms=now))
+    return step(state, seen)
 
 
 CRASH = [Fault(25_000, "crash", "h2", 60_000)]
 DARK = [Fault(25_000, "cut", "h2", 60_000), Fault(25_100, "freeze", "h2", 60_000)]
+FROZEN_IN_START = [*CRASH, Fault(41_900, "freeze", "h3", 45_000)]
+PAUSED = [Fault(25_000, "freeze", "h1", 22_000)]
 NO_DATASTORE = [Fault(25_000, "cut", "h2", 60_000), Fault(25_100, "hang-storage", "h2", 60_000)]
 MUTE = [Fault(25_000, "mute", "h2", 60_000)]
 PLAIN = Shape(3, 6)
 NO_DOGS = Shape(3, 6, watchdogs=False)
+ONE_DOG = Shape(3, 6, watchdogs=("h2",))
+PAUSED_DOGS = Shape(3, 6, watchdogs=("h2", "h3"))
 NO_ADDRESS = Shape(3, 6, settings=m.HaSettings(isolation_addresses=()))
 
 BREAKS: dict[str, Break] = {
@@ -98,7 +138,14 @@ BREAKS: dict[str, Break] = {
         "while it runs on|owner file says",
     ),
     "no lease check": Break(_reads(_everybodys_lease), CRASH, PLAIN, "acts .* the lease is"),
-    "owner files overwritten": Break(_does(_twice), CRASH, PLAIN, "while it runs on|owner file says", cas=False),
+    "owner files overwritten": Break(_once_more, CRASH, PLAIN, "while it runs on|owner file says", cas=False),
+    "two starts in flight for one VM": Break(_does(_two_at_once), CRASH, PLAIN, "two starts of .* at once"),
+    "UNKNOWN retried blindly (no query first)": Break(
+        _retry_unknown, FROZEN_IN_START, ONE_DOG, "while it runs on|owner file says"
+    ),
+    "window not restarted after a pause": Break(
+        _unnoticed_pause, PAUSED, PAUSED_DOGS, "while it runs on|owner file says|acts .* the lease is"
+    ),
     "nothing is restarted": Break(
         _does(lambda _seen, action: () if isinstance(action, m.StartVm) else (action,)),
         CRASH,

@@ -159,7 +159,8 @@ class World:
         self.log.append((self.clock.now, agent.host.name, event))
 
     def acts(self, agent: Agent, action: m.Action) -> None:
-        """At most one coordinator acts: who starts or fences holds the newest lease at that moment.
+        """At most one coordinator acts: who starts or fences holds the newest lease at that moment. And it starts a VM
+        anew only when it has heard what became of its start before.
 
         :raises Violation: it does not
         """
@@ -169,6 +170,11 @@ class World:
         if lease is None or (lease.host, lease.boot_id) != (host.name, host.boot_id):
             raise Violation(f"{host.name} acts ({action}), the lease is {lease}")
         if isinstance(action, m.StartVm):
+            if action.uuid in agent.starting:
+                raise Violation(
+                    f"{host.name} asks for two starts of {action.uuid} at once, the second on {action.host}"
+                )
+            agent.starting.add(action.uuid)
             self.started.append((self.clock.now, host.name, action.uuid, action.host))
 
     def check(self, uuid: str) -> None:
