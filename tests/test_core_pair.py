@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftkvm.core import pair as core
-from ftkvm.core.facts import Observation
+from ftkvm.core.facts import Observation, SecondarySilence
 from ftkvm.core.pair import (
     DatastoreState,
     FtSettings,
@@ -57,6 +57,8 @@ observations = st.builds(
     replication_error=st.booleans(),
     own_disk_error=st.booleans(),
     hold_alive=st.booleans(),
+    secondary_silence=st.none()
+    | st.builds(SecondarySilence, st.integers(0, 20_000), st.integers(0, 40), st.integers(0, 40)),
     peer=st.builds(PeerEvidence, st.sampled_from(Verdict), maybe_ms, st.none() | saids),
     datastore=st.sampled_from(DatastoreState),
     datastore_ok_ms=st.integers(0, 5000),
@@ -180,6 +182,15 @@ RULES: list[tuple[str, Observation, str]] = [
     ("replication error", replace(PRIMARY, replication_error=True), "Arbitrate replication-error"),
     ("bad copy never tries", replace(SECONDARY, replication_error=True, peer=SILENT), "Nothing own-copy-bad"),
     ("own disk misses writes", replace(PRIMARY, own_disk_error=True), "DestroyOwn own-copy-bad"),
+    (
+        "mute secondary",
+        replace(PRIMARY, secondary_silence=SecondarySilence(10_000, 20, 20)),
+        "Arbitrate secondary-diverges",
+    ),
+    ("mute, not for long", replace(PRIMARY, secondary_silence=SecondarySilence(9_999, 90, 90)), "Nothing healthy"),
+    ("mute, few intervals", replace(PRIMARY, secondary_silence=SecondarySilence(99_999, 19, 90)), "Nothing healthy"),
+    ("mute, few frames", replace(PRIMARY, secondary_silence=SecondarySilence(99_999, 90, 19)), "Nothing healthy"),
+    ("not its business", replace(SECONDARY, secondary_silence=SecondarySilence(99_999, 90, 90)), "Nothing healthy"),
     ("hold proxy died", replace(PRIMARY, hold_alive=False), "Arbitrate hold-lost"),
     ("peer's datastore", _said(SECONDARY, datastore=DatastoreState.HUNG), "Arbitrate peer-datastore-lost"),
     (

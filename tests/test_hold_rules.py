@@ -2,8 +2,10 @@
 
 import pytest
 
+from ftkvm.core.patience import patience_s
 from ftkvm.hold.cover import Cover, HoldQueue
 from ftkvm.hold.frames import HEADER, MAX_PAYLOAD, FramingError, Run, Way, split, walk, way_of
+from ftkvm.hold.silence import Silence
 
 VNET = 12
 
@@ -175,3 +177,34 @@ class TestHoldQueue:
         queue = HoldQueue(25)
         assert [queue.add(at, 1, b"x" * 10) for at in range(4)] == [True, True, False, False]
         assert queue.bytes == 20
+
+
+class TestSilence:
+    def test_only_intervals_in_which_the_primary_spoke_count(self) -> None:
+        silence = Silence()
+        for compared, now_us in ((3, 1000), (3, 2000), (5, 3000)):
+            silence.checkpoint(compared, 0, now_us)
+        assert (silence.intervals, silence.frames, silence.lasts_us(0, 9000)) == (2, 5, 8000)
+
+    def test_one_frame_of_the_secondary_ends_it(self) -> None:
+        silence = Silence()
+        silence.checkpoint(3, 0, 1000)
+        assert silence.lasts_us(1, 9000) == 0  # it has spoken since the checkpoint
+        silence.checkpoint(6, 1, 2000)
+        assert (silence.intervals, silence.lasts_us(1, 9000)) == (0, 0)
+        silence.checkpoint(7, 1, 3000)
+        assert (silence.intervals, silence.frames, silence.lasts_us(1, 9000)) == (1, 1, 6000)
+
+    def test_an_idle_guest_is_not_silent(self) -> None:
+        silence = Silence()
+        for now_us in range(100):
+            silence.checkpoint(0, 0, now_us)
+        assert silence.lasts_us(0, 10**9) == 0
+
+
+@pytest.mark.parametrize(("divergences", "wait_s"), [
+    ([], 0), ([1000], 0), ([900, 1000], 30), ([800, 900, 1000], 60), ([1000.0 - n for n in range(30, -1, -1)], 600),
+    ([1000 - 3600, 1000], 0), ([900, 960], 0), ([900, 990], 20),
+])  # fmt: skip
+def test_copies_that_fail_one_after_the_other_are_waited_with(divergences: list[float], wait_s: float) -> None:
+    assert patience_s(divergences, 1000.0) == wait_s

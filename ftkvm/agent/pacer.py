@@ -106,6 +106,7 @@ class Pacer:
 
     def _counters(self) -> pace.Counters:
         status = hold_status.fetch(holds.status_path(self._worker.ctx, self._worker.uuid))
+        self._worker.note_silence(status)
         spec, pid = self._worker.spec, self._worker.vm.pid()
         peer = spec.peer.ft_address if spec is not None and spec.peer is not None else ""
         return pace.Counters(

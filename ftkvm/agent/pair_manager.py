@@ -17,6 +17,7 @@ from ..catalogue import FtkvmError
 from ..core.chain import EpochImages, garbage, parse_overlay
 from ..core.ft_settings import effective
 from ..core.pair import QemuState, Winner
+from ..core.patience import patience_s
 from ..core.reasons import NOBODY_GOES_LIVE, Reason
 from ..core.states import view
 from ..keeper.client import KeeperClient
@@ -382,7 +383,7 @@ class PairManager:
         now = time.monotonic()
         if worker.operation_lock.locked() or now < self._retry_at.get(worker.uuid, 0.0):
             return
-        if fitness.still_boots(worker):
+        if fitness.still_boots(worker) or patience_s(worker.divergences, now):
             return
         self._retry_at[worker.uuid] = now + 3600.0  # until this attempt has ended
         self.ctx.workers.submit(lambda: self._re_protect(worker, reason), f"re-protect {worker.name}")

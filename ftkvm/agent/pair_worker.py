@@ -16,12 +16,13 @@ from ..adapters import images
 from ..catalogue import FtkvmError
 from ..core import pair as core
 from ..core.chain import Side, parse_overlay
-from ..core.facts import OperationPhase
+from ..core.facts import OperationPhase, SecondarySilence
 from ..core.pair import Observation, QemuState, Role, Winner, decide
 from ..core.reasons import Reason
 from ..engine import primary, secondary
 from ..engine.secondary import Overlays
 from ..engine.shape import Disk
+from ..hold.status import HoldStatus
 from ..keeper.client import KeeperClient
 from ..keeper.model import DatastoreHealth, Evidence, PairSpec, PeerSpec
 from ..ports import DatastoreError, WorkTimeout
@@ -83,6 +84,8 @@ class PairWorker:
         self._own_disk_error = False
         self._guest_shut_down = False
         self._reset_at: float | None = None
+        self._silence: tuple[int, SecondarySilence] | None = None  # with the epoch it is about
+        self.divergences: list[float] = []  # when a secondary was given up because its guest was mute
         self._arbitration: Any = None
         self._arbitrated: tuple[int, Winner] | None = None
         self.pacer = Pacer(self)
@@ -218,6 +221,20 @@ class PairWorker:
         """Since this copy's guest was last started, reset or panicked; None: not since the agent's start."""
         return _age_ms(self._reset_at, time.monotonic())
 
+    def note_silence(self, status: HoldStatus) -> None:
+        """What the hold proxy says of the secondary's guest; called by the pacer's thread."""
+        if self.spec is not None:
+            silent_ms = int(status.secondary_silent_ms)
+            self._silence = (
+                self.spec.epoch,
+                SecondarySilence(silent_ms, status.silent_intervals, status.silent_frames),
+            )
+
+    def _secondary_silence(self) -> SecondarySilence | None:
+        if self._silence is None or self.spec is None or self._silence[0] != self.spec.epoch:
+            return None
+        return self._silence[1]
+
     def _note_evidence(self, evidence: Evidence, datastore: DatastoreHealth) -> None:
         self._evidence, self._datastore = evidence, datastore
         self._evidence_at = time.monotonic()
@@ -286,6 +303,7 @@ class PairWorker:
             replication_error=self._replication_error,
             own_disk_error=self._own_disk_error,
             hold_alive=qemu is not QemuState.PRIMARY or self._operating() or holds.alive(self.ctx, self.uuid),
+            secondary_silence=self._secondary_silence(),
             peer=_core_evidence(self._evidence, _age_ms(self._evidence_at, now) or 0),
             datastore=self._datastore_state(),
             datastore_ok_ms=_age_ms(self._datastore_ok_since, now) or 0,
@@ -331,6 +349,8 @@ class PairWorker:
         An attempt belongs to its epoch: the late answer of one about an older epoch is thrown away.
         """
         if self.failover is None or self.failover.epoch != epoch:
+            if reason is Reason.SECONDARY_DIVERGES:
+                self.divergences.append(time.monotonic())
             self.failover = FailoverFigures(epoch, str(reason), self.figures.last_resume)
         if self._arbitration is None or self._arbitration[0] != epoch:
             work = self.ctx.workers.submit(

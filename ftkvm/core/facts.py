@@ -138,6 +138,16 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class SecondarySilence:
+    """For `ms` the secondary's guest has sent nothing, while the primary's sent `frames` frames that are compared, in
+    `intervals` intervals between completed checkpoints (`ms` is 0 when it speaks)."""
+
+    ms: int
+    intervals: int
+    frames: int
+
+
+@dataclass(frozen=True)
 class Observation:
     """All that one host's agent sees of one pair at one moment.
 
@@ -165,6 +175,7 @@ class Observation:
     replication_error: bool = False
     own_disk_error: bool = False  # on the primary: QUORUM_REPORT_BAD for its own overlay; the secondary has that write
     hold_alive: bool = True  # the hold proxy of this QEMU runs (primary only)
+    secondary_silence: SecondarySilence | None = None  # on the primary, from its hold proxy; None: not known
     peer: PeerEvidence = field(default_factory=PeerEvidence)
     datastore: DatastoreState = DatastoreState.UNKNOWN
     datastore_ok_ms: int = 0  # for how long `datastore` has been OK without a break; 0 when it is not
@@ -187,6 +198,8 @@ class FtSettings:
     shutdown_grace_ms: int = 80  # after COLO_EXIT on the secondary: a guest power-off may still be reported
     head_start_ms: int = 50  # how much longer the secondary waits where only the FT network's silence speaks
     settle_ms: int = 600  # own datastore must have been fine this long before the peer's bad one is held against it
+    diverges_ms: int = 10_000  # the secondary's guest is mute for this long, although the primary's speaks …
+    diverges_intervals: int = 20  # … in at least so many intervals between checkpoints, and with as many frames
     contradict_ms: int = 200  # a checkpoint completed this recently disproves the peer's silence
 
 

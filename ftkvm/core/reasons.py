@@ -18,6 +18,7 @@ class Reason(StrEnum):
     CHECKPOINT_STALLED = "checkpoint-stalled"
     REPLICATION_ERROR = "replication-error"
     HOLD_LOST = "hold-lost"
+    SECONDARY_DIVERGES = "secondary-diverges"
     PROTECT_UNDONE = "protect-undone"
     # why an epoch ends on purpose (winner file)
     GUEST_SHUTDOWN = "guest-shutdown"
@@ -66,6 +67,7 @@ MEANINGS: dict[Reason, str] = {
     Reason.CHECKPOINT_STALLED: "Everything looks alive, yet no checkpoint was completed for `checkpoint_timeout_ms`.",
     Reason.REPLICATION_ERROR: "The secondary's disk is losing writes (QUORUM_REPORT_BAD on the primary).",
     Reason.HOLD_LOST: "The hold proxy of the primary died: the guest's frames have no way out.",
+    Reason.SECONDARY_DIVERGES: "The secondary's guest sends nothing while the primary's does: it hangs or crashes.",
     Reason.PROTECT_UNDONE: "The pair record stands, yet the primary's QEMU is an ordinary one and no protect runs.",
     Reason.GUEST_SHUTDOWN: "The guest powered itself off: both copies end, none is promoted.",
     Reason.TURN_OFF: "FT is being turned off or disabled; the primary goes on alone.",

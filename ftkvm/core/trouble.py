@@ -113,12 +113,28 @@ def _hold_lost(obs: Observation, _settings: FtSettings) -> Trouble | None:
     return Trouble(Reason.HOLD_LOST, 0) if lost else None
 
 
+def _secondary_diverges(obs: Observation, settings: FtSettings) -> Trouble | None:
+    """The secondary's guest is mute while the primary's speaks: it hangs or crashes anew after every checkpoint.
+
+    Frames that differ prove nothing: a guest that sends times or random numbers differs in every one, and that is what
+    checkpoints are for. But a copy that runs sends *something* of its own when the primary does: an answer, whatever is
+    in it, an acknowledgement, a timer's. One that sends nothing at all in so many intervals does not run.
+    """
+    silence = obs.secondary_silence
+    if silence is None or obs.role is not Role.PRIMARY or obs.qemu is not QemuState.PRIMARY:
+        return None
+    if min(silence.intervals, silence.frames) < settings.diverges_intervals or silence.ms < settings.diverges_ms:
+        return None
+    return Trouble(Reason.SECONDARY_DIVERGES, 0)
+
+
 Rule = Callable[[Observation, FtSettings], Trouble | None]
 #: In order of how much they explain; the earliest wins, ties go to the first.
 RULES: tuple[Rule, ...] = (
     _peer_qemu_gone,
     _replication_error,
     _hold_lost,
+    _secondary_diverges,
     _colo_exit,
     _peer_datastore,
     _silent,

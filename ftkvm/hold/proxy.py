@@ -15,6 +15,7 @@ from ftkvm.hold.config import HoldConfig, NicConfig
 from ftkvm.hold.cover import Cover
 from ftkvm.hold.nic import ASK_AFTER_US, STUCK_US, Nic, Outlet, mono_us
 from ftkvm.hold.qmp import EventMonitor, MonitorGone
+from ftkvm.hold.silence import Silence
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Proxy:
         """Listen on all sockets, connect to the monitor and to the secondary. Raises OSError."""
         self.config = config
         self.cover = Cover()
+        self.silence = Silence()
         self.selector = selectors.DefaultSelector()
         self.nics: dict[str, Nic] = {}
         self._tx_sockets: dict[socket.socket, tuple[Nic, Callable[[int], None]]] = {}
@@ -174,6 +176,7 @@ class Proxy:
                 for nic in self.nics.values():
                     self._take_in_secondary(nic)
                     nic.loaded(self.cover.stops, covered_us)
+                self.silence.checkpoint(self._total("compared"), self._total("secondary"), now_us)
         elif name == "COLO_EXIT":
             log.info("COLO_EXIT")
             self._exited()
@@ -208,6 +211,9 @@ class Proxy:
             sock.setblocking(False)
             sock.send(json.dumps(self.status()).encode() + b"\n")
 
+    def _total(self, counter: str) -> int:
+        return sum(getattr(nic.counters, counter) for nic in self.nics.values())
+
     def status(self) -> dict[str, object]:
         """Counters and what the choice of the checkpoint interval needs (bytes, milliseconds)."""
         now_us = mono_us()
@@ -220,6 +226,9 @@ class Proxy:
             "last_pause_ms": self.cover.last_pause_us / 1000,
             "pause_total_ms": self.cover.pause_total_us / 1000,
             "tx_bytes_per_s": self.tx_bytes_per_s,
+            "secondary_silent_ms": self.silence.lasts_us(self._total("secondary"), now_us) / 1000,
+            "silent_intervals": self.silence.intervals,
+            "silent_frames": self.silence.frames,
             "nics": {
                 name: asdict(nic.counters)
                 | {
@@ -237,7 +246,7 @@ class Proxy:
     def _rates(self) -> None:
         now_s = time.monotonic()
         if now_s - self._rate_at_s >= RATE_PERIOD_S:
-            total = sum(nic.counters.bytes_tx for nic in self.nics.values())
+            total = self._total("bytes_tx")
             self.tx_bytes_per_s = round((total - self._rate_bytes) / (now_s - self._rate_at_s))
             self._rate_at_s, self._rate_bytes = now_s, total
 

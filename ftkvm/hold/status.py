@@ -35,7 +35,11 @@ class NicStatus:
 @dataclass(frozen=True)
 class HoldStatus:
     """``ready``: it listens and its monitor answers; ``connected``: of QEMU's five sockets per NIC; ``exited``: COLO
-    ended, nothing is released any more; pauses are from STOP to RESUME as QEMU stamped them."""
+    ended, nothing is released any more; pauses are from STOP to RESUME as QEMU stamped them.
+
+    ``secondary_silent_ms``: since when the secondary's guest has sent nothing although the primary's has, in so many
+    intervals between checkpoints and so many frames; 0: it has sent something since the last checkpoint.
+    """
 
     ready: bool
     connected: int
@@ -44,6 +48,9 @@ class HoldStatus:
     last_pause_ms: float
     pause_total_ms: float
     tx_bytes_per_s: int
+    secondary_silent_ms: float
+    silent_intervals: int
+    silent_frames: int
     nics: dict[str, NicStatus]
 
     @property
