@@ -1,7 +1,9 @@
 """The kinds of fault a protected VM must live through: each strikes, and returns how to mend what it broke."""
 
 import contextlib
+import json
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 FREEZE_S = 10.0
 HANG_S = 6.0
 CUT_S = 4.0
+_LISTENS = re.compile(r"tcp:[0-9.]+:(\d+)")
 
 Mend = Callable[[], None]
 Strike = Callable[["Round", dict[str, Any]], Mend]
@@ -114,10 +117,26 @@ def cut_ft_secondary_wins(_round: "Round", pair: dict[str, Any]) -> Mend:
 
 
 def mute_secondary(this: "Round", pair: dict[str, Any]) -> Mend:
-    """The second copy's guest says nothing any more, as one that hangs after every checkpoint; all else goes on."""
-    command = '{"execute": "set_link", "arguments": {"name": "hostnet0", "up": false}}'
-    Host(pair["secondary_host"]).run(["virsh", "qemu-monitor-command", this.vm, command])
-    return _nothing
+    """Nothing the second copy's guest says arrives any more, as from one that hangs after every checkpoint.
+
+    Its beats, checkpoints and disk go on. (`set_link` would not do: the next checkpoint puts the link back.)
+    """
+    host = Host(pair["secondary_host"])
+    answer = json.loads(host.run(["virsh", "qemu-monitor-command", this.vm, '{"execute": "query-chardev"}']))
+    names = {each["label"]: each["filename"] for each in answer["return"]}
+    ports = [
+        found[1] for label, name in names.items() if label.startswith("ft-red1-") and (found := _LISTENS.search(name))
+    ]
+    if not ports:
+        raise FtkvmError("FTKVM-710", what=f"a channel of {this.vm}'s second copy ({names})", timeout_s="0")
+    chain = "add chain ip ft-mute out { type filter hook output priority 0; }"
+    rules = [f"add rule ip ft-mute out tcp sport {port} tcp flags & (syn|fin|rst) == 0 drop" for port in ports]
+    host.run(["nft", "; ".join(["add table ip ft-mute", chain, *rules])])
+
+    def mend() -> None:
+        host.run(["nft", "delete table ip ft-mute"])
+
+    return mend
 
 
 def _cut(name: str, networks: tuple[str, ...]) -> Mend:
