@@ -59,6 +59,7 @@ observations = st.builds(
     hold_alive=st.booleans(),
     secondary_silence=st.none()
     | st.builds(SecondarySilence, st.integers(0, 20_000), st.integers(0, 40), st.integers(0, 40)),
+    patience_ms=st.sampled_from([0, 60_000]),
     peer=st.builds(PeerEvidence, st.sampled_from(Verdict), maybe_ms, st.none() | saids),
     datastore=st.sampled_from(DatastoreState),
     datastore_ok_ms=st.integers(0, 5000),
@@ -190,6 +191,11 @@ RULES: list[tuple[str, Observation, str]] = [
     ("mute, not for long", replace(PRIMARY, secondary_silence=SecondarySilence(9_999, 90, 90)), "Nothing healthy"),
     ("mute, few intervals", replace(PRIMARY, secondary_silence=SecondarySilence(99_999, 19, 90)), "Nothing healthy"),
     ("mute, few frames", replace(PRIMARY, secondary_silence=SecondarySilence(99_999, 90, 19)), "Nothing healthy"),
+    (
+        "mute, but one was given up lately",
+        replace(PRIMARY, secondary_silence=SecondarySilence(99_999, 90, 90), patience_ms=1),
+        "Nothing healthy",
+    ),
     ("not its business", replace(SECONDARY, secondary_silence=SecondarySilence(99_999, 90, 90)), "Nothing healthy"),
     ("hold proxy died", replace(PRIMARY, hold_alive=False), "Arbitrate hold-lost"),
     ("peer's datastore", _said(SECONDARY, datastore=DatastoreState.HUNG), "Arbitrate peer-datastore-lost"),

@@ -15,11 +15,12 @@ from ..adapters import images
 from ..adapters.domains import Domains
 from ..catalogue import FtkvmError
 from ..core.chain import EpochImages, garbage, parse_overlay
+from ..core.facts import FtSettings
 from ..core.ft_settings import effective
-from ..core.pair import QemuState, Winner
-from ..core.patience import patience_s
+from ..core.pair import Observation, QemuState, Role, Winner
 from ..core.reasons import NOBODY_GOES_LIVE, Reason
 from ..core.states import view
+from ..core.trouble import is_mute
 from ..keeper.client import KeeperClient
 from ..keeper.model import EvidenceEvent, PairSpec
 from . import fitness
@@ -383,7 +384,7 @@ class PairManager:
         now = time.monotonic()
         if worker.operation_lock.locked() or now < self._retry_at.get(worker.uuid, 0.0):
             return
-        if fitness.still_boots(worker) or patience_s(worker.divergences, now):
+        if fitness.still_boots(worker):
             return
         self._retry_at[worker.uuid] = now + 3600.0  # until this attempt has ended
         self.ctx.workers.submit(lambda: self._re_protect(worker, reason), f"re-protect {worker.name}")
@@ -531,7 +532,7 @@ class PairManager:
             "secondary_host": pair.secondary.host if pair is not None and not decided else None,
             "epoch": pair.epoch if pair else 0,
             "operation": worker.operation_name,
-            "warnings": _warnings(records.ft_settings),
+            "warnings": [*_warnings(records.ft_settings), *_mute(observation, worker.settings)],
             **worker.figures.summary(),
             "checkpoint_interval_ms": worker.pacer.interval_ms,
             "checkpoint_interval_why": worker.pacer.why,
@@ -559,3 +560,14 @@ def _warnings(ft_settings: dict[str, Any]) -> list[str]:
 
 
 __all__ = ["PairManager"]
+
+
+def _mute(observation: Observation, settings: FtSettings) -> list[str]:
+    """What is seen of a secondary that would be given up, were not others given up lately."""
+    silence = observation.secondary_silence
+    if observation.role is not Role.PRIMARY or silence is None or not is_mute(silence, settings):
+        return []
+    return [
+        f"the secondary's guest has sent nothing for {silence.ms // 1000} s, so every answer waits for a checkpoint; "
+        f"another one is made in {observation.patience_ms // 1000} s"
+    ]

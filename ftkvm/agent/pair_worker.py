@@ -18,6 +18,7 @@ from ..core import pair as core
 from ..core.chain import Side, parse_overlay
 from ..core.facts import OperationPhase, SecondarySilence
 from ..core.pair import Observation, QemuState, Role, Winner, decide
+from ..core.patience import patience_ms
 from ..core.reasons import Reason
 from ..engine import primary, secondary
 from ..engine.secondary import Overlays
@@ -85,7 +86,7 @@ class PairWorker:
         self._guest_shut_down = False
         self._reset_at: float | None = None
         self._silence: tuple[int, SecondarySilence] | None = None  # with the epoch it is about
-        self.divergences: list[float] = []  # when a secondary was given up because its guest was mute
+        self._given_up_mute: list[float] = []  # when a secondary was given up because its guest was mute
         self._arbitration: Any = None
         self._arbitrated: tuple[int, Winner] | None = None
         self.pacer = Pacer(self)
@@ -304,6 +305,7 @@ class PairWorker:
             own_disk_error=self._own_disk_error,
             hold_alive=qemu is not QemuState.PRIMARY or self._operating() or holds.alive(self.ctx, self.uuid),
             secondary_silence=self._secondary_silence(),
+            patience_ms=patience_ms(self._given_up_mute, now),
             peer=_core_evidence(self._evidence, _age_ms(self._evidence_at, now) or 0),
             datastore=self._datastore_state(),
             datastore_ok_ms=_age_ms(self._datastore_ok_since, now) or 0,
@@ -350,7 +352,7 @@ class PairWorker:
         """
         if self.failover is None or self.failover.epoch != epoch:
             if reason is Reason.SECONDARY_DIVERGES:
-                self.divergences.append(time.monotonic())
+                self._given_up_mute.append(time.monotonic())
             self.failover = FailoverFigures(epoch, str(reason), self.figures.last_resume)
         if self._arbitration is None or self._arbitration[0] != epoch:
             work = self.ctx.workers.submit(

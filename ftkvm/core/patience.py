@@ -1,21 +1,22 @@
-"""How soon a new secondary is made after the ones before were given up. Pure."""
+"""How often a secondary is given up because its guest is mute. Pure."""
 
 from collections.abc import Sequence
 
-PATIENCE_S, PATIENCE_MAX_S = 30.0, 600.0
-FORGOTTEN_S = 3600.0
+PATIENCE_S, PATIENCE_MAX_S = 60.0, 3600.0
+FORGOTTEN_S = 6 * 3600.0
 
 
-def patience_s(divergences: Sequence[float], now: float) -> float:
-    """How long to wait with a new copy after the last ones were given up because their guests were mute.
+def patience_ms(given_up: Sequence[float], now: float) -> int:
+    """For how long from now no other secondary is given up for being mute; 0: the next may be at once.
 
-    The first is replaced at once. Copies that fail one after the other cost the clients more than they protect: 30 s
-    after the second, doubled each time up to ten minutes. An hour without is a new beginning.
+    A mute copy cannot be told with certainty from one that is only far too slow, and the one that replaces it may be no
+    better. Each change costs some seconds of protection, so the first is made at once, the second not within a minute,
+    each further one not within twice the time before, up to an hour. Six hours without one are a new beginning.
 
-    :param divergences: when each was given up (monotonic seconds, oldest first)
+    :param given_up: when each was given up (monotonic seconds, oldest first)
     """
-    recent = [at for at in divergences if now - at < FORGOTTEN_S]
-    if len(recent) < 2:
-        return 0.0
-    wait_s = min(PATIENCE_MAX_S, PATIENCE_S * 2.0 ** (len(recent) - 2))
-    return max(0.0, recent[-1] + wait_s - now)
+    recent = [at for at in given_up if now - at < FORGOTTEN_S]
+    if not recent:
+        return 0
+    wait_s = min(PATIENCE_MAX_S, PATIENCE_S * 2.0 ** (len(recent) - 1))
+    return max(0, round(1000 * (recent[-1] + wait_s - now)))

@@ -7,7 +7,17 @@ never make anybody go live: the winner file does. A wrong one costs protection f
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ftkvm.core.facts import DatastoreState, FtSettings, Observation, PeerQemu, PeerSaid, QemuState, Role, Verdict
+from ftkvm.core.facts import (
+    DatastoreState,
+    FtSettings,
+    Observation,
+    PeerQemu,
+    PeerSaid,
+    QemuState,
+    Role,
+    SecondarySilence,
+    Verdict,
+)
 from ftkvm.core.reasons import Reason
 
 
@@ -113,19 +123,26 @@ def _hold_lost(obs: Observation, _settings: FtSettings) -> Trouble | None:
     return Trouble(Reason.HOLD_LOST, 0) if lost else None
 
 
-def _secondary_diverges(obs: Observation, settings: FtSettings) -> Trouble | None:
+def is_mute(silence: SecondarySilence | None, settings: FtSettings) -> bool:
     """The secondary's guest is mute while the primary's speaks: it hangs or crashes anew after every checkpoint.
 
     Frames that differ prove nothing: a guest that sends times or random numbers differs in every one, and that is what
     checkpoints are for. But a copy that runs sends *something* of its own when the primary does: an answer, whatever is
-    in it, an acknowledgement, a timer's. One that sends nothing at all in so many intervals does not run.
+    in it, an acknowledgement, a timer's. One that sends nothing at all in so many intervals does not run, or so slowly
+    that it would be of no use.
     """
-    silence = obs.secondary_silence
-    if silence is None or obs.role is not Role.PRIMARY or obs.qemu is not QemuState.PRIMARY:
+    if silence is None or silence.ms < settings.diverges_ms:
+        return False
+    return min(silence.intervals, silence.frames) >= settings.diverges_intervals
+
+
+def _secondary_diverges(obs: Observation, settings: FtSettings) -> Trouble | None:
+    """Only the primary hears both. With patience: a healthy copy that was taken for mute shall not be lost often."""
+    if obs.role is not Role.PRIMARY or obs.qemu is not QemuState.PRIMARY:
         return None
-    if min(silence.intervals, silence.frames) < settings.diverges_intervals or silence.ms < settings.diverges_ms:
+    if not is_mute(obs.secondary_silence, settings):
         return None
-    return Trouble(Reason.SECONDARY_DIVERGES, 0)
+    return Trouble(Reason.SECONDARY_DIVERGES, obs.patience_ms)
 
 
 Rule = Callable[[Observation, FtSettings], Trouble | None]
