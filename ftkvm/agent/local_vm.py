@@ -14,6 +14,7 @@ from typing import Any
 
 from ..adapters.domains import Domains
 from ..adapters.qmp import Monitor, MonitorError, MonitorGone, MonitorTimeout
+from ..core.facts import without_monitor
 from ..core.pair import QemuState
 from ..engine import graph
 from ..engine.primary import HoldSockets
@@ -55,6 +56,7 @@ class LocalVm:
         self._monitor: Monitor | None = None
         self._shape: Shape | None = None
         self._pid: int | None = None
+        self._monitored_pid: int | None = None
         self._connecting = threading.Lock()
 
     # -- the process ---------------------------------------------------------------------------------------
@@ -114,6 +116,7 @@ class LocalVm:
             elif not Path(path).exists():
                 raise MonitorGone(f"{path}: no such monitor")
             self._monitor = Monitor.connect(path, self._on_event, self._on_closed, 2.0)
+            self._monitored_pid = self.pid()
             return self._monitor
 
     def drop_monitor(self) -> None:
@@ -153,10 +156,7 @@ class LocalVm:
             return QemuView(QemuState.HUNG)
 
     def _without_monitor(self) -> QemuView:
-        """No FT monitor in it: never taken into a pair, or it is just ending."""
-        if self.pid() is None:
-            return QemuView(QemuState.ABSENT)
-        return QemuView(QemuState.PLAIN)
+        return QemuView(without_monitor(self.pid(), self._monitored_pid))
 
     def _ask(self) -> QemuView:
         # The run state first: a copy that leaves inmigrate between the two questions is then called loading, while

@@ -276,6 +276,7 @@ class PairWorker:
     def observe(self) -> Observation:
         """Everything core wants to know; QEMU first, the records after it (facts.py says why)."""
         view = self.vm.observe()
+        self._drain(0)  # what QEMU told before its answer is noted by now: a guest's power-off explains what was seen
         qemu = view.state
         if self._guest_shut_down:
             qemu = QemuState.SHUT_DOWN

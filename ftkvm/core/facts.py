@@ -31,6 +31,17 @@ class QemuState(StrEnum):
     SHUT_DOWN = "shut-down"  # SHUTDOWN with reason guest-shutdown came; sticky, also if the process ended after it
 
 
+def without_monitor(pid: int | None, monitored_pid: int | None) -> QemuState:
+    """What a QEMU is in which no FT monitor answers; ``monitored_pid`` is the last process in which one did.
+
+    The monitor is never taken out of a process. One that had it is ending (a guest that powered itself off, an
+    operator's `virsh destroy`): to call it an ordinary VM would end its epoch in its favour, and nobody would run.
+    """
+    if pid is None:
+        return QemuState.ABSENT
+    return QemuState.HUNG if pid == monitored_pid else QemuState.PLAIN
+
+
 class Verdict(StrEnum):
     """The keeper's judgement of the peer on the FT network."""
 
