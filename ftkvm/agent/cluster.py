@@ -7,10 +7,11 @@ import threading
 import time
 from pathlib import Path
 
+from ftkvm.agent.ha.documents import understood
 from ftkvm.agent.workers import Workers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig, HostEntry
-from ftkvm.ports import Datastore, DatastoreError, Json, WorkTimeout
+from ftkvm.ports import CorruptFile, Datastore, DatastoreError, Json, WorkTimeout
 
 log = logging.getLogger(__name__)
 _VERSION = re.compile(r"(\d{7})\.json")
@@ -19,12 +20,18 @@ _FRESH_S = 2.0
 
 
 def latest_config(datastore: Datastore) -> ClusterConfig | None:
-    """The newest version of the configuration on the datastore, or None if there is no cluster yet. Blocks."""
+    """The newest version of the configuration on the datastore, or None if there is no cluster yet. Blocks.
+
+    safety: a newest version that is not understood is never passed over for an older one.
+
+    :raises CorruptFile: FTKVM-305, it is damaged, or of a newer ftkvm
+    """
     versions = [name for name in datastore.list("config") if _VERSION.fullmatch(name)]
     if not versions:
         return None
-    document = datastore.read_json(f"config/{versions[-1]}")
-    return ClusterConfig.from_json(document) if document is not None else None
+    path = f"config/{versions[-1]}"
+    document = datastore.read_json(path)
+    return understood(path, document, ClusterConfig.from_json) if document is not None else None
 
 
 def commit_config(datastore: Datastore, config: ClusterConfig) -> bool:
@@ -49,7 +56,8 @@ class ClusterReader:
         """The newest configuration known.
 
         :param fresh: ask the datastore now, even if it was asked a moment ago
-        :raises FtkvmError: FTKVM-602, none is known (no cluster, or the datastore has not answered since the boot)
+        :raises FtkvmError: FTKVM-602, none is known (no cluster, or the datastore has not answered since the boot);
+            FTKVM-305, none is known and the newest one cannot be read
         """
         with self._lock:
             if fresh or time.monotonic() - self._read_at > _FRESH_S:
@@ -78,9 +86,11 @@ class ClusterReader:
             config = self._workers.run_alone(
                 lambda: latest_config(self._datastore), _READ_TIMEOUT_S, "read configuration"
             )
-        except (DatastoreError, WorkTimeout) as error:
+        except (DatastoreError, CorruptFile, WorkTimeout) as error:
             log.warning("cluster configuration: %s; going on with what is known", error)
             config = self._config or self._read_cache()
+            if config is None and isinstance(error, CorruptFile):
+                raise
             self._read_at = time.monotonic() + 3.0  # storage that hangs is not asked again and again
         if config is not None and config != self._config:
             self._config = config
@@ -89,7 +99,7 @@ class ClusterReader:
     def _read_cache(self) -> ClusterConfig | None:
         try:
             return ClusterConfig.from_json(json.loads(self._cache.read_text()))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.info("no cached configuration: %s", error)
             return None
 

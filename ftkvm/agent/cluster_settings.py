@@ -80,7 +80,9 @@ class ClusterSettings:
         slots = capacity.reckon(now.hosts, now.loads, now.rules)
         share = rules_of.percentage(now.hosts, now.loads, now.rules)
         problems = [str(each) for each in settings.problems(given)]
-        for record in self._vms.records():
+        records = self._vms.records()
+        problems += [f"the VM is left alone: {error.text}" for error in self._vms.corrupt.values()]
+        for record in records:
             problems += [f"{record.name}: {each}" for each in settings.vm_problems(record.ha)]
         return {
             "cluster": now.config.cluster,

@@ -22,7 +22,8 @@ _ATTEMPTS = 20
 def join(datastore: Datastore, wish: Json) -> ClusterConfig:
     """Enter the host, unless it is there already; the configuration it is in is returned.
 
-    :raises FtkvmError: FTKVM-609 another cluster's datastore, FTKVM-219 the name has another address, FTKVM-606
+    :raises FtkvmError: FTKVM-609 another cluster's datastore, FTKVM-219 the name has another address, FTKVM-242 the
+        address is another host's, FTKVM-606
     """
     name = str(wish["host"]["name"])
     entry = HostEntry.from_json(name, wish["host"])
@@ -42,11 +43,26 @@ def join(datastore: Datastore, wish: Json) -> ClusterConfig:
             return config
         if there is not None:
             raise FtkvmError("FTKVM-219", host=name, there=there.management, given=entry.management)
+        _require_own_addresses(entry, config)
         hosts, order = {**config.hosts, name: entry}, (*config.joined(), name)
         config = replace(config, version=config.version + 1, hosts=hosts, order=order)
         if commit_config(datastore, config):
             return config
     raise FtkvmError("FTKVM-606")
+
+
+def _require_own_addresses(entry: HostEntry, config: ClusterConfig) -> None:
+    """A machine is in the cluster once.
+
+    safety: under a second name its agent would own nothing of what it runs under the first, and the first, silent from
+    then on, would be taken for lost.
+    """
+    for other in config.hosts.values():
+        for network in ("management", "ft", "migration"):
+            if getattr(other, network) == getattr(entry, network):
+                raise FtkvmError(
+                    "FTKVM-242", host=entry.name, network=network, address=getattr(entry, network), other=other.name
+                )
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ import logging
 
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.storage import bounded
-from ftkvm.ports import Datastore, DatastoreError
+from ftkvm.ports import CorruptFile, Datastore, DatastoreError
 
 log = logging.getLogger(__name__)
 
@@ -29,5 +29,5 @@ def try_power(ctx: AgentContext, uuid: str, *, on: bool) -> None:
     """As :func:`note_power`, for what must go on while the datastore does not answer."""
     try:
         note_power(ctx, uuid, on=on)
-    except DatastoreError as error:
+    except (DatastoreError, CorruptFile) as error:
         log.warning("%s: %s; not noted that it shall be %s", uuid, error, "on" if on else "off")

@@ -19,11 +19,11 @@ from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import Pairs, VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig, HostEntry
-from ftkvm.core.ha.model import OwnerWhy
-from ftkvm.core.ha.settings import kept_empty
+from ftkvm.core.ha.model import OwnerWhy, Role
+from ftkvm.core.ha.settings import in_force, kept_empty
 from ftkvm.core.move import choose
 from ftkvm.core.states import FtReason, FtState, StateRow, row_of
-from ftkvm.ports import DatastoreError, Json, Progress
+from ftkvm.ports import CorruptFile, DatastoreError, Json, Progress
 
 log = logging.getLogger(__name__)
 _HAND_OVER_TIMEOUT_S = 15.0
@@ -112,7 +112,7 @@ class Service:
         safety: a host that does not answer may still run VMs; only the operator's word (``dead``) lets it go, and from
         then on its VMs may be started elsewhere.
 
-        :raises FtkvmError: FTKVM-201, FTKVM-202 it does not answer, FTKVM-214 it runs VMs
+        :raises FtkvmError: FTKVM-201, FTKVM-202 it does not answer, FTKVM-214 it runs VMs, FTKVM-243/244 the last one
         """
         self._ctx.cluster.host(name)
         answer = gather(self._ctx, "/v1/local/vms", hosts=[name])[name]
@@ -122,7 +122,21 @@ class Service:
             raise FtkvmError("FTKVM-214", host=name, vms=", ".join(str(vm["name"]) for vm in answer["vms"]))
         config = self._ctx.cluster.current(fresh=True)
         hosts = {key: entry for key, entry in config.hosts.items() if key != name}
+        self._require_others(name, config, sorted(hosts))
         return {"host": name, "version": publish(self._ctx, config, hosts=hosts).version}
+
+    def _require_others(self, name: str, config: ClusterConfig, others: list[str]) -> None:
+        """Somebody is left, and while HA is on one of them is a primary host, that others can join through (HA-01)."""
+        if not others:
+            raise FtkvmError("FTKVM-243", host=name)
+        if not in_force(config.settings)["ha.enabled"]:
+            return
+        roles = []
+        for answer in gather(self._ctx, "/v1/local/ha", hosts=others).values():
+            status = None if isinstance(answer, FtkvmError) else answer.get("status")
+            roles.append(status["role"] if status else None)
+        if not {Role.PRIMARY, Role.COORDINATOR} & set(roles):
+            raise FtkvmError("FTKVM-244", host=name, others=", ".join(others))
 
     def set_fence(self, name: str, parameters: dict[str, str]) -> Json:
         """Set a host's power fencing device, or take it away (no parameters).
@@ -469,7 +483,8 @@ class Service:
     def _evacuate(self, progress: Progress) -> None:
         known = {record.uuid: record for record in self.vms.records()}
         todo = [entry for entry in self.vms.local() if entry["uuid"] in known]
-        failed: dict[str, str] = {}
+        unread = [(entry, self.vms.corrupt.get(str(entry["uuid"]))) for entry in self.vms.local()]
+        failed = {str(entry["name"]): error.text for entry, error in unread if error is not None}
         for number, entry in enumerate(todo, 1):
             record = known[str(entry["uuid"])]
             secondary = record.ft_enabled and entry["role"] == "secondary"
@@ -517,7 +532,7 @@ class Service:
             return set()
         try:
             return set(places.silent) & self.vms.possible_hosts(record)
-        except DatastoreError:  # nothing is known, so any of them may
+        except (DatastoreError, CorruptFile):  # nothing is known, so any of them may
             return set(places.silent)
 
     def _require_known(self, record: VmRecord, places: Places) -> None:

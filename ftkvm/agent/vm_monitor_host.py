@@ -15,7 +15,7 @@ from ftkvm.agent.vm_resets import ResetStore
 from ftkvm.agent.vms import Vms
 from ftkvm.core.ha.model import Event
 from ftkvm.core.ha.settings import Monitoring, in_force, vm_settings
-from ftkvm.ports import DatastoreError, Json
+from ftkvm.ports import CorruptFile, DatastoreError, Json
 
 if TYPE_CHECKING:
     from ftkvm.agent.ha.part import HaPart
@@ -67,7 +67,7 @@ class HostSurroundings:
         path = f"vms/{uuid}/vm.json"
         try:
             document = bounded(self._ctx, lambda: self._ctx.datastore.read_json(path), path, _READ_TIMEOUT_S)
-        except DatastoreError as error:
+        except (DatastoreError, CorruptFile) as error:
             log.warning("%s; going on with the settings known", error)
         self._known[uuid] = (time.monotonic(), document)
         return document

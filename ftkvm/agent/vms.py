@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from ftkvm.agent.cold_start import ColdStart
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.guarded import require_guard
+from ftkvm.agent.ha.documents import understood
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.power import note_power, try_power
 from ftkvm.agent.records import PairStore
@@ -23,7 +24,7 @@ from ftkvm.core.checks.vm import CHECKS
 from ftkvm.core.pair import Winner
 from ftkvm.core.reasons import Reason
 from ftkvm.engine.shape import plain_xml
-from ftkvm.ports import DatastoreError, Json, Progress
+from ftkvm.ports import CorruptFile, Datastore, DatastoreError, Json, Progress
 
 if TYPE_CHECKING:  # libvirt's binding exists on hosts only
     from ftkvm.adapters.libvirt import DomainInfo
@@ -102,22 +103,23 @@ class Vms:
         self._ctx = ctx
         self._operations = operations
         self._last: list[VmRecord] | None = None
+        self.corrupt: dict[str, CorruptFile] = {}
+        """By UUID, the VMs whose record could not be read at the last look, and why."""
 
     # definitions
 
     def records(self) -> list[VmRecord]:
         """All registered VMs by name; the last known ones if the datastore does not answer.
 
+        Those whose record cannot be read are in ``corrupt`` instead: nothing is done with them, the others go on.
+
         :raises DatastoreError: it does not answer, and has not since the agent was started
         """
-
-        def read() -> list[VmRecord]:
-            datastore = self._ctx.datastore
-            documents = [datastore.read_json(f"vms/{uuid}/vm.json") for uuid in datastore.list("vms")]
-            return sorted((VmRecord.from_json(doc) for doc in documents if doc), key=lambda record: record.name)
-
         try:
-            self._last = bounded(self._ctx, read, "vms", _LIST_TIMEOUT_S)
+            self._last, corrupt = bounded(self._ctx, lambda: read_records(self._ctx.datastore), "vms", _LIST_TIMEOUT_S)
+            for uuid in corrupt.keys() - self.corrupt.keys():
+                log.error("VM %s is left alone: %s", uuid, corrupt[uuid])
+            self.corrupt = corrupt
         except DatastoreError as error:
             if self._last is None:
                 raise
@@ -127,23 +129,31 @@ class Vms:
     def find(self, name_or_uuid: str) -> VmRecord:
         """One VM by name or UUID.
 
-        :raises FtkvmError: FTKVM-101
+        :raises FtkvmError: FTKVM-101; FTKVM-305 perhaps it is the one whose record cannot be read
         """
         for record in self.records():
             if name_or_uuid in (record.name, record.uuid):
                 return record
+        self._require_all_read()
         raise FtkvmError("FTKVM-101", vm=name_or_uuid)
+
+    def _require_all_read(self) -> None:
+        for error in self.corrupt.values():
+            raise error
 
     def register(self, domain: str) -> VmRecord:
         """Take over a domain of this host's libvirt: its definition goes to the datastore, libvirt's own is dropped.
 
         A host that comes back can then never start a stale copy. Interrupted anywhere, it can simply be run again.
 
-        :raises FtkvmError: FTKVM-104 no such domain, FTKVM-105 name or UUID taken, FTKVM-113 saved state
+        :raises FtkvmError: FTKVM-104 no such domain, FTKVM-105 name or UUID taken, FTKVM-113 saved state, FTKVM-305 a
+            record cannot be read: the name may be taken in it
         """
         info = self._ctx.libvirt.find(domain)
         record = VmRecord(info.uuid, info.name)
-        for other in self.records():
+        others = self.records()
+        self._require_all_read()
+        for other in others:
             again = other.uuid == info.uuid and other.name == info.name and info.persistent
             if not again and (other.uuid == info.uuid or other.name == info.name):
                 raise FtkvmError("FTKVM-105", vm=info.name)
@@ -178,7 +188,9 @@ class Vms:
         return xml or ""
 
     def unregister(self, uuid: str) -> VmRecord:
-        """Define the VM in this host's libvirt, then forget it. Interrupted anywhere, it can be run again.
+        """Define the VM in this host's libvirt, then forget it, its settings and its resets.
+
+        Interrupted anywhere, it can be run again.
 
         :raises FtkvmError: FTKVM-101, FTKVM-106 libvirt refuses the definition
         """
@@ -187,8 +199,10 @@ class Vms:
 
         def forget() -> None:
             datastore = self._ctx.datastore
-            for name in datastore.list(f"vms/{uuid}/owner"):
-                datastore.remove(f"vms/{uuid}/owner/{name}")
+            for part in ("owner", "screenshots"):
+                for name in datastore.list(f"vms/{uuid}/{part}"):
+                    datastore.remove(f"vms/{uuid}/{part}/{name}")
+            datastore.remove(f"vms/{uuid}/resets.json")
             datastore.remove(f"vms/{uuid}/domain.xml")
             datastore.remove(f"vms/{uuid}/vm.json")
 
@@ -436,6 +450,20 @@ class Vms:
                 return True
             time.sleep(0.3)
         return False
+
+
+def read_records(datastore: Datastore) -> tuple[list[VmRecord], dict[str, CorruptFile]]:
+    """All registered VMs by name, and why the record of others cannot be read, by UUID. Blocks."""
+    found, corrupt = [], {}
+    for uuid in datastore.list("vms"):
+        path = f"vms/{uuid}/vm.json"
+        try:
+            document = datastore.read_json(path)
+            if document is not None:  # else it is being registered, or leaving
+                found.append(understood(path, document, VmRecord.from_json))
+        except CorruptFile as error:
+            corrupt[uuid] = error
+    return sorted(found, key=lambda record: record.name), corrupt
 
 
 def changed_images(xml: str, images: dict[str, str]) -> dict[str, str]:

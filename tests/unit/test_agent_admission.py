@@ -34,12 +34,15 @@ class MadeUpHosts:
     running: dict[str, list[Json]] = field(default_factory=dict)
     memory_mb: dict[str, int] = field(default_factory=dict)
     started: list[tuple[str, str]] = field(default_factory=list)
+    roles: dict[str, str] = field(default_factory=dict)
 
     def call(self, host: str, method: str, path: str, json: Json | None = None, timeout_s: float = 5.0) -> Json:
         if host not in self.running:
             raise PeerUnreachable("FTKVM-202", host=host, detail="made up")
         if path == "/v1/local/vms":
             return {"vms": self.running[host]}
+        if path == "/v1/local/ha":
+            return {"status": {"role": self.roles.get(host, "secondary")}}
         if path == "/v1/health":
             vms = len(self.running[host])
             return {"error": None, "cpu_mhz": 9000, "memory_mb": self.memory_mb.get(host, 9728), "vms": vms,
@@ -261,6 +264,61 @@ def test_validate_names_what_is_wrong(world: World) -> None:
     assert len(found["problems"]) == 2
     assert "14000 is above ha.lease_ms 13000" in found["breaches"][0]
     assert "no isolation address" in found["warnings"][0]
+
+
+def refused(world: World, name: str, *, dead: bool = False) -> str:
+    """The code with which removing the host is refused; nothing may have changed."""
+    before = latest_config(world.ctx.datastore)
+    with pytest.raises(FtkvmError) as caught:
+        world.service.remove_host(name, dead=dead)
+    assert caught.value.cause and caught.value.remedy
+    assert latest_config(world.ctx.datastore) == before
+    return caught.value.code
+
+
+def test_a_primary_host_stays(world: World) -> None:
+    world.peers.roles = {"h1": "coordinator"}
+    assert refused(world, "h1") == "FTKVM-244"
+    del world.peers.running["h1"]
+    assert refused(world, "h1", dead=True) == "FTKVM-244"  # the others have not made up for it yet
+    world.peers.roles = {"h2": "primary"}
+    world.service.remove_host("h1", dead=True)
+    assert sorted(world.ctx.cluster.hosts()) == ["h2", "h3"]
+    assert refused(world, "h2") == "FTKVM-244"
+    world.set(ha__enabled="off")  # then there is nothing to join through
+    world.service.remove_host("h2", dead=False)
+    assert refused(world, "h3") == refused(world, "h3", dead=True) == "FTKVM-243"
+
+
+def test_a_host_with_a_copy_of_a_pair_stays(world: World) -> None:
+    world.peers.roles = {"h1": "coordinator"}
+    pair = world.vm(1, "h1", "primary", ft=True)
+    world.runs(pair, "h2", "secondary")
+    assert refused(world, "h2") == refused(world, "h2", dead=True) == "FTKVM-214"
+    world.service.remove_host("h3", dead=False)
+    del world.peers.running["h2"]
+    assert refused(world, "h2") == "FTKVM-202"
+
+
+def test_a_damaged_record_stops_its_own_vm_only(world: World) -> None:
+    world.vm(1)
+    world.vm(2, "h1")
+    world.ctx.datastore.replace_text("vms/u2/vm.json", "{")
+    world.service.start("vm1", "h2")
+    assert world.peers.started == [("h2", "/v1/local/vms/u1/start")]
+    with pytest.raises(FtkvmError) as caught:
+        world.service.start("vm2", None)
+    assert code(caught)[0] == "FTKVM-305" and "vms/u2/vm.json" in code(caught)[1]
+    assert [entry["name"] for entry in world.service.list_vms()] == ["vm1"]
+    assert any("vms/u2/vm.json" in text for text in world.settings.validate()["problems"])
+
+
+def test_a_damaged_owner_file_is_no_answer(world: World) -> None:
+    """Who owns the VM is not known: while a host is silent it is started nowhere; the list goes on."""
+    world.vm(1)
+    world.ctx.datastore.replace_text("vms/u1/owner/0000001.json", "{")
+    del world.peers.running["h3"]
+    assert [entry["state"] for entry in world.service.list_vms()] == ["unknown"]
 
 
 def test_what_people_see(world: World, capsys: pytest.CaptureFixture[str]) -> None:

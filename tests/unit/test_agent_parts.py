@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from ftkvm.agent.operations import Operation, Operations
 from ftkvm.agent.workers import Workers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig, HostConfig, HostEntry, Paths
-from ftkvm.ports import Json, Progress, WorkTimeout
+from ftkvm.ports import CorruptFile, Json, Progress, WorkTimeout
 
 
 @pytest.fixture
@@ -152,6 +153,49 @@ def test_joins_that_are_refused(datastore: DirectoryDatastore) -> None:
     with pytest.raises(FtkvmError) as caught:
         join(datastore, wish(1, host={**wish(1)["host"], "management": "10.9.9.9"}))
     assert caught.value.code == "FTKVM-219"
+
+
+@pytest.mark.parametrize("network", ["management", "ft", "migration"])
+def test_a_machine_joins_once(datastore: DirectoryDatastore, network: str) -> None:
+    before = join(datastore, wish(1))
+    host = {**wish(2)["host"], network: wish(1)["host"][network]}
+    with pytest.raises(FtkvmError) as caught:
+        join(datastore, wish(2, host=host))
+    assert caught.value.code == "FTKVM-242" and f"the {network} address" in caught.value.text
+    assert "that of host host1" in caught.value.text
+    assert latest_config(datastore) == before
+
+
+DAMAGED = {
+    "no JSON": "{",
+    "a newer format": '{"format": 99, "version": 2, "cluster": "lab", "hosts": {}, "settings": {}}',
+    "no cluster": '{"format": 1, "version": 2, "hosts": {}}',
+    "hosts that are none": '{"format": 1, "version": 2, "cluster": "lab", "hosts": {"host1": 7}}',
+    "a list": '{"format": 1, "version": 2, "cluster": "lab", "hosts": ["host1"]}',
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_configuration_is_named_and_left_alone(
+    datastore: DirectoryDatastore, tmp_path: Path, text: str
+) -> None:
+    """Agents go on with what they know; nobody takes the version before it for the newest, or writes over it."""
+    config = join(datastore, wish(1))
+    reader = ClusterReader(datastore, Workers(), tmp_path / "cache.json")
+    reader.current()
+    datastore.replace_text("config/0000002.json", text)
+    assert reader.current(fresh=True) == config
+    for attempt in (lambda: latest_config(datastore), lambda: join(datastore, wish(2))):
+        with pytest.raises(CorruptFile) as caught:
+            attempt()
+        assert caught.value.code == "FTKVM-305" and "config/0000002.json" in caught.value.text
+    with suppress(CorruptFile):
+        assert not commit_config(datastore, ClusterConfig(2, "lab", {}, {}))
+    assert datastore.read_text("config/0000002.json") == text
+    assert datastore.list("config") == ["0000001.json", "0000002.json"]
+    (tmp_path / "cache.json").write_text("{")  # the copy on the host is no better
+    with pytest.raises(CorruptFile):
+        ClusterReader(datastore, Workers(), tmp_path / "cache.json").current()
 
 
 def test_a_number_is_taken_once(datastore: DirectoryDatastore) -> None:
