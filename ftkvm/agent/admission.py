@@ -116,14 +116,17 @@ class Admission:
         raise FtkvmError(_CODES[refusals[0].refused or Refused.HOST_FULL], action="start", vm=record.name,
                          detail="; ".join(each.sum for each in refusals))  # fmt: skip
 
-    def require_start(self, record: VmRecord, host: str, places: "Places") -> None:
+    def require_start(self, record: VmRecord, host: str, places: "Places | None" = None) -> None:
         """Refuse a start that uses up the room that is kept; with FT on, its secondary counts too.
 
-        Two starts asked of two agents at the very same moment may both pass: the cluster's validity tells of it.
+        Asked before a start is begun, and again by its host once it is under way there. Others see a start that is
+        under way as a load, so of two at the same moment the one that asks later counts the other: never both pass.
+        Both may be refused; then one of them works when it is tried again.
 
         :raises FtkvmError: FTKVM-630 … 633
         """
         now = self.now(places)
+        now = replace(now, loads=[load for load in now.loads if load.uuid != record.uuid])
         values = vm_settings(now.config.settings, record.ha)
         more = [self._load(record, values, host, "primary" if record.ft_enabled else "solo", False)]
         if record.ft_enabled:

@@ -356,13 +356,15 @@ class Service:
         booted once looked like one that had lost its copy, and a VM ran twice (seen in the lab). Such a one is started
         by an operator's `vm start`, which asks every host.
 
-        :raises FtkvmError: FTKVM-119
+        :raises FtkvmError: FTKVM-119; the operation fails with FTKVM-630 … 633 too
         """
         record = self.vms.find(uuid)
         if why == OwnerWhy.RESTARTED and self.vms.has_old_pair_record(record):
             raise FtkvmError("FTKVM-119", vm=record.name)
 
         def work(progress: Progress) -> None:
+            if why != OwnerWhy.RESTARTED:  # admission control never refuses HA
+                self.admission.require_start(record, self._ctx.host)
             self.vms.start(record, owner, progress, why=why, cold_epoch=cold_epoch, cold_winner=cold_winner)
 
         return asdict(self.operations.start("start", record.name, uuid, work))

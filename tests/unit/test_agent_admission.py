@@ -1,5 +1,6 @@
 """The agent side of admission, settings and what-if: a real directory as datastore, and hosts that are made up."""
 
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -103,6 +104,7 @@ def world(tmp_path: Path) -> World:
     reader = ClusterReader(datastore, workers, tmp_path / "cache.json")
     ctx = AgentContext(config, "boot", datastore, peers, cast(Any, None), workers, reader)
     operations = Operations("h1", workers, tmp_path / "operations")
+    operations.load()
     vms = Vms(ctx, operations)
     service = Service(ctx, vms, operations)
     return World(ctx, vms, service, ClusterSettings(ctx, vms, service.admission), peers)
@@ -159,6 +161,36 @@ def test_a_start_is_admitted_or_refused_with_the_sum(world: World) -> None:
     with pytest.raises(FtkvmError) as caught:
         world.service.start(fifth.name, "h1")
     assert code(caught)[0] == "FTKVM-633" and "h1 has" in code(caught)[1]
+
+
+def starts_here(world: World, record: VmRecord, why: str = "started") -> str:
+    """The code with which the start of the VM ends on h1; nothing is really started in these tests."""
+    begun = world.service.start_here(record.uuid, 0, why=why)
+    deadline = time.monotonic() + 5
+    while (now := world.service.operation(str(begun["id"])))["state"] == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not world.ctx.datastore.list(f"vms/{record.uuid}/owner")
+    return str((now["error"] or {}).get("code"))
+
+
+def test_of_two_starts_at_the_same_moment_never_both_pass(world: World) -> None:
+    """Both were admitted while neither was under way; each is admitted again when it is, and sees the other."""
+    for number in range(1, 4):
+        world.vm(number, f"h{number}", ha={"ha.memory_reservation_mb": 4000})
+    one, two = (world.vm(number, ha={"ha.memory_reservation_mb": 4000}) for number in (4, 5))
+    for record, host in ((one, "h1"), (two, "h2")):
+        world.admission.require_start(record, host, world.places())  # slots: 2 each, 4 without one host, 3 used
+    entry: Json = {"uuid": one.uuid, "name": one.name, "state": "starting", "role": "solo"}
+    world.peers.running["h1"].append(entry)
+    world.admission.require_start(one, "h1")  # it is not counted twice
+    with pytest.raises(FtkvmError) as caught:
+        world.admission.require_start(two, "h2")
+    assert code(caught)[0] == "FTKVM-630"
+    world.peers.running["h1"].remove(entry)
+    world.peers.running["h2"].append({"uuid": two.uuid, "name": two.name, "state": "starting", "role": "solo"})
+    assert starts_here(world, one) == "FTKVM-630"
+    assert starts_here(world, one, "restarted") == "FTKVM-900"  # HA's goes on, to libvirt, which is not there
 
 
 def test_placing_leaves_the_failover_host_alone(world: World) -> None:
