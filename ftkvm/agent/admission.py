@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ftkvm.agent.context import AgentContext
-from ftkvm.agent.gather import gather
+from ftkvm.agent.gather import Answers, gather
 from ftkvm.agent.vms import VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig
 from ftkvm.core.ha.admission import Refused, admit, refused_there
 from ftkvm.core.ha.capacity import HOST_MEMORY_MB, OVERHEAD_MB, HostRoom, Load, Rules, unreserved
 from ftkvm.core.ha.settings import VmSettings, all_vm_settings, vm_settings
-from ftkvm.ports import DatastoreError
+from ftkvm.ports import DatastoreError, PeerUnreachable
 
 if TYPE_CHECKING:
     from ftkvm.agent.service import Places
@@ -48,8 +48,9 @@ class Admission:
         self._places = places
         self._may_run = may_run
 
-    def now(self, places: "Places | None" = None, *, bridges: bool = False) -> Now:
-        """What is there. ``bridges``: also which bridges the VMs need, which takes reading their definitions."""
+    def now(self, places: "Places | None" = None, *, health: Answers | None = None, bridges: bool = False) -> Now:
+        """What is there. ``places``, ``health``: the hosts' answers, if the caller has just asked. ``bridges``: also
+        which bridges the VMs need, which takes reading their definitions."""
         config = self._ctx.cluster.current(fresh=True)
         places = places or self._places()
         records = {record.uuid: record for record in self._vms.records()}
@@ -62,13 +63,13 @@ class Admission:
         for uuid in (records.keys() - places.copies.keys()) if places.silent else ():
             lost = sorted(self._may_run(records[uuid], places))
             loads += [self._load(records[uuid], settings[uuid], host, "solo", bridges) for host in lost[:1]]
-        return Now(config, Rules.of(config.settings), self._hosts(config), loads)
+        return Now(config, Rules.of(config.settings), self._hosts(config, health), loads)
 
-    def _hosts(self, config: ClusterConfig) -> list[HostRoom]:
-        answers = gather(self._ctx, "/v1/health", hosts=sorted(config.hosts))
+    def _hosts(self, config: ClusterConfig, health: Answers | None) -> list[HostRoom]:
+        answers = health if health is not None else gather(self._ctx, "/v1/health", hosts=sorted(config.hosts))
         found = []
         for name, entry in sorted(config.hosts.items()):
-            said = answers[name]
+            said = answers.get(name) or PeerUnreachable("FTKVM-202", host=name, detail="not asked")
             if isinstance(said, FtkvmError):
                 found.append(HostRoom(name, 0, 0, "it does not answer"))
                 continue

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ftkvm.agent.admission import Admission, Now, room_of
 from ftkvm.agent.configuration import publish
 from ftkvm.agent.context import AgentContext
+from ftkvm.agent.gather import Answers
 from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import VmRecord, Vms
@@ -69,12 +70,13 @@ class ClusterSettings:
 
     # what it comes to
 
-    def validate(self, places: "Places | None" = None) -> Json:
+    def validate(self, places: "Places | None" = None, health: Answers | None = None) -> Json:
         """Validity with reasons, the figures of the policy, and what is wrong with the settings (HA-13, HA-14).
 
         :param places: which VMs run where, if the caller has just asked
+        :param health: the hosts' health, likewise
         """
-        now = self._admission.now(places)
+        now = self._admission.now(places, health=health)
         given = now.config.settings
         validity = rules_of.validity(now.hosts, now.loads, now.rules)
         slots = capacity.reckon(now.hosts, now.loads, now.rules)

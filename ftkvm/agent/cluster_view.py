@@ -26,7 +26,8 @@ class ClusterView:
         """Validity, advanced runtime info, coordinator, hosts with role and state, VMs, what waits, last events."""
         said = gather(self._ctx, "/v1/local/ha")
         places = self._service.places()
-        validity = self._settings.validate(places)
+        health = gather(self._ctx, "/v1/health")
+        validity = self._settings.validate(places, health)
         coordinator, term = _coordinator(said)
         views = _views(said, coordinator)
         events = _events(said)
@@ -35,7 +36,7 @@ class ClusterView:
             "coordinator": coordinator,
             "term": term,
             "validity": validity,
-            "hosts": [self._host(entry, said, views) for entry in self._service.hosts()],
+            "hosts": [self._host(entry, said, views) for entry in self._service.hosts(health)],
             "vms": self._vms(events, places),
             "waiting": _waiting(said, coordinator),
             "events": events[-_RECENT:],

@@ -77,9 +77,9 @@ class Service:
                 "ft": record.ft_enabled, "ft_disabled": record.ft_disabled,
                 "monitoring": main[1].get("monitoring") if main else None}  # fmt: skip
 
-    def hosts(self) -> list[Json]:
-        """All hosts with their health, or why they do not answer."""
-        answers: Answers = gather(self._ctx, "/v1/health")
+    def hosts(self, health: Answers | None = None) -> list[Json]:
+        """All hosts with their health, or why they do not answer. ``health``: their answers, if just asked."""
+        answers = health if health is not None else gather(self._ctx, "/v1/health")
         found = []
         for name, entry in sorted(self._ctx.cluster.hosts().items()):
             answer = answers.get(name) or FtkvmError("FTKVM-202", host=name, detail="not asked")

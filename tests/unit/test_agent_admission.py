@@ -13,6 +13,7 @@ from ftkvm.adapters.datastore import DirectoryDatastore
 from ftkvm.agent.admission import Admission
 from ftkvm.agent.cluster import ClusterReader, commit_config, latest_config
 from ftkvm.agent.cluster_settings import ClusterSettings
+from ftkvm.agent.cluster_view import ClusterView
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.service import Places, Service
@@ -36,14 +37,18 @@ class MadeUpHosts:
     memory_mb: dict[str, int] = field(default_factory=dict)
     started: list[tuple[str, str]] = field(default_factory=list)
     roles: dict[str, str] = field(default_factory=dict)
+    asked: list[tuple[str, str]] = field(default_factory=list)
 
     def call(self, host: str, method: str, path: str, json: Json | None = None, timeout_s: float = 5.0) -> Json:
+        self.asked.append((host, path))
         if host not in self.running:
             raise PeerUnreachable("FTKVM-202", host=host, detail="made up")
         if path == "/v1/local/vms":
             return {"vms": self.running[host]}
         if path == "/v1/local/ha":
-            return {"status": {"role": self.roles.get(host, "secondary")}}
+            role = self.roles.get(host, "secondary")
+            return {"status": {"role": role, "isolated": False, "datastore_ok": True, "term": 1, "coordinator": "h1",
+                               "hosts": [], "waiting": []}}  # fmt: skip
         if path == "/v1/health":
             vms = len(self.running[host])
             return {"error": None, "cpu_mhz": 9000, "memory_mb": self.memory_mb.get(host, 9728), "vms": vms,
@@ -296,6 +301,19 @@ def test_validate_names_what_is_wrong(world: World) -> None:
     assert len(found["problems"]) == 2
     assert "14000 is above ha.lease_ms 13000" in found["breaches"][0]
     assert "no isolation address" in found["warnings"][0]
+
+
+def test_the_cluster_at_a_glance_asks_each_host_once(world: World) -> None:
+    world.vm(1, "h1")
+    del world.peers.running["h3"]
+    shown = ClusterView(world.ctx, world.service, world.settings).status()
+    for name in ("h1", "h2", "h3"):
+        paths = [path for host, path in world.peers.asked if host == name]
+        assert sorted(paths) == ["/v1/health", "/v1/local/ha", "/v1/local/vms"]
+    assert [(host["name"], host["state"]) for host in shown["hosts"]] == [
+        ("h1", "live"), ("h2", "live"), ("h3", "silent")]  # fmt: skip
+    assert shown["validity"]["hosts"]["h3"]["why_not"] == "it does not answer"
+    assert [(vm["name"], vm["host"], vm["protection"]) for vm in shown["vms"]] == [("vm1", "h1", "HA")]
 
 
 def refused(world: World, name: str, *, dead: bool = False) -> str:
