@@ -1,5 +1,6 @@
 """The scenario library: what it names, and the scenarios that are sums only."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,38 @@ def test_each_requirement_is_named(ha_id: str) -> None:
 def test_the_log_is_as_expected(path: Path) -> None:
     scenario = load(path)
     assert play(scenario) == list(scenario.expected)
+
+
+#: What a scenario is for, as its log has to show it: an accepted log may be another story.
+SHOWS = {
+    "coordinator-agent-killed": [r"kill-agent h2", r"26\.\d+ h2 +coordinator: .*term 1"],
+    "coordinator-crash-in-restart": [r"h3 +restart: vm9", r"crash h3", r"h4 +coordinator", r"h4 +restart: vm1 "],
+    "coordinator-cut": [r"h2 +coordinator-stopped", r"h2 +isolated", r"h1 +coordinator: .*term 3"],
+    "coordinator-maintenance": [r"25\.\d+ h2 +coordinator-stopped", r"26\.\d+ h1 +coordinator: .*term 3"],
+    "hang-storage-coordinator": [r"h2 +coordinator-stopped", r"h1 +coordinator: .*term 2"],
+    "total-power-loss-coordinator-dies": [r"h2 +restart: vm3", r"crash h2", r"h3 +coordinator", r"h3 +restart: vm2"],
+    "attempts-1": [r"attempt 1 on h1 failed", r"restart-given-up", r"vm1 .*nowhere"],
+    "attempts-2": [r"attempt 1 on h1 failed", r"attempt 2 on h3 failed", r"restart-given-up", r"vm1 .*nowhere"],
+    "attempts-3": [r"attempt 1 on h1 failed", r"attempt 2 on h3 failed", r"vm1 was restarted on h1"],
+    "vm-monitoring-fourth": [r"1100\.0 left-alone \(3", r"3799\.9 left-alone \(3", r"3800\.0 reset"],
+}
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_the_log_shows_what_the_scenario_is_for(name: str) -> None:
+    """In this order."""
+    lines = iter(load(LIBRARY / name).expected)
+    for wanted in SHOWS[name]:
+        assert any(re.search(wanted, line) for line in lines), wanted
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if "coordinator-" in path.name], ids=lambda path: path.name)
+def test_it_is_the_coordinator_to_whom_it_happens(path: Path) -> None:
+    coordinator, hit = "", ""
+    for line in load(path).expected:
+        taken = re.search(r"(h\d+) +coordinator: ", line)
+        coordinator = taken.group(1) if taken else coordinator
+        fault = re.search(r"!    (?!end of)(\S+) (h\d+)$", line)
+        if fault is not None and fault.group(1) != "power-cut":
+            hit = hit or ("it" if fault.group(2) == coordinator else "")
+    assert hit

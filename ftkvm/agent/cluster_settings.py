@@ -212,7 +212,8 @@ def _warnings(given: Mapping[str, Any], now: Now) -> list[str]:
     named = any(force[each.name] for each in settings.ISOLATION_ADDRESSES)
     if not force["das.usedefaultisolationaddress"] and not named:
         found.append(
-            "no isolation address (das.usedefaultisolationaddress is off): no host finds out that it is cut off"
+            "no isolation address (das.usedefaultisolationaddress is off): a host that is cut off finds out only "
+            "by the others' heartbeats on the datastore"
         )
     if len(settings.ha_networks(given)) < 2:
         found.append(f"heartbeats go over one network only ({force['ha.networks']}): its failure isolates hosts")

@@ -281,12 +281,22 @@ class Agent:
                 answer(m.Result.FAILED, "FTKVM-106")
                 return
             if self.world.start_fails(action.uuid, self.host.name):
-                answer(m.Result.FAILED, "FTKVM-106")
+                self.busy[action.uuid] = "start"
+                self.world.storage.ask(self.host, give_back, refused, lambda: refused(False))
                 return
             memory = self.world.storage.files.vms[action.uuid].memory_mb
             self.world.qemus.start(action.uuid, self.host, memory, self.world.clock.now)
             self.world.began(action.uuid)
             answer(m.Result.OK)
+
+        def give_back(files: Files) -> bool:
+            """libvirt refused, nothing runs: another host may try (``Vms._not_started``)."""
+            owner = m.Owner(mine.number + 1, None, mine.boot_id, m.OwnerWhy.RELEASED)
+            return files.claim_owner(action.uuid, owner) == owner
+
+        def refused(_given_back: bool) -> None:
+            self.busy.pop(action.uuid, None)
+            answer(m.Result.FAILED, "FTKVM-106")
 
         def failed() -> None:
             self.busy.pop(action.uuid, None)
