@@ -261,6 +261,8 @@ CATALOGUE: dict[str, Message] = dict(
            "Look at the datastore's free space; then run the same command again: it carries on."),
         _m("FTKVM-517", "FT of VM {vm} cannot be turned off here: host {host} has won the epoch", "The VM goes on there.",
            "Run the command again: it reaches the host that runs the VM now."),
+        _m("FTKVM-518", "protecting VM {vm} failed ({reason}), and what was begun is not undone yet: {detail}", "QEMU, libvirt or the datastore did not answer the undo; the VM runs on unprotected, its data in place.",
+           "Nothing: its host tries again every few seconds. `journalctl -u ftkvm-agent` there says what it waits for."),
         _m("FTKVM-520", "host {host} runs a copy of VM {vm} already", "Both copies of a VM never run on one host.",
            "Name another host; a copy that should not be there is ended by its agent within seconds."),
         _m("FTKVM-521", "host {host} could not start the secondary of VM {vm}: {detail}", "libvirt or QEMU on that host refused.",

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 SCAN_S = 2.0
+FINISH_EVERY_S = 5.0
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 5.0
 
@@ -59,6 +60,7 @@ class PairManager:
         self.refusals: dict[str, str] = {}
         self._journals_read = False
         self._subscription: Any = None
+        self._finish_at: dict[str, float] = {}
         self.life = PairLife(self)
 
     # -- life ----------------------------------------------------------------------------------------------
@@ -100,6 +102,7 @@ class PairManager:
             self._journals_read = True
         for worker in list(self.workers.values()):
             self._inherit(worker)
+            self._finish_later(worker)
         for spec in self._specs():
             if spec.uuid not in self.workers:
                 self._adopt(spec.uuid, spec.vm)
@@ -147,6 +150,28 @@ class PairManager:
             and journal.epoch <= pair.epoch
         ):
             self.ctx.workers.submit(lambda: inherit(self.ctx, worker, journal), f"journal of {worker.name}")
+
+    def _finish_later(self, worker: PairWorker) -> None:
+        """An operation of this host that ended without its undo: QEMU, libvirt or the datastore did not answer then."""
+        journal, now = worker.poller.snapshot().operation, time.monotonic()
+        if journal is None or journal.host != self.ctx.host or worker.operation_lock.locked():
+            return
+        if now >= self._finish_at.get(worker.uuid, 0.0):
+            self._finish_at[worker.uuid] = now + FINISH_EVERY_S
+            self.ctx.workers.submit(lambda: self._finish(worker), f"finish {worker.name}")
+
+    def _finish(self, worker: PairWorker) -> None:
+        if not worker.operation_lock.acquire(blocking=False):
+            return
+        try:
+            worker.operation_name = "recovery"
+            recover(self.ctx, worker, locked=True)  # reads the journal anew: it may be gone by now
+        except Exception:
+            log.exception("%s: what was left half done stays so; again in %.0f s", worker.name, FINISH_EVERY_S)
+        finally:
+            worker.operation_name = None
+            worker.operation_lock.release()
+            worker.poller.refresh(2.0)
 
     def _specs(self) -> list[Any]:
         found = []
@@ -221,6 +246,12 @@ class PairManager:
 
     def _protect(self, worker: PairWorker, secondary: str, progress: Progress, enabling: bool) -> PairDoc:
         store = worker.store
+        left = self._run(store.operation, "read journal")
+        if left is not None and left.host == self.ctx.host:
+            # safety: a new journal would overwrite the only document that names the overlays of the one before.
+            recover(self.ctx, worker, locked=True)
+            if left.kind != "protect":
+                raise FtkvmError("FTKVM-501", vm=worker.name, operation=left.kind)
         if enabling:
             self._run(lambda: store.set_ft_enabled(True), "write vm.json")
         epochs = self._run(store.epochs, "read epochs")
@@ -245,7 +276,11 @@ class PairManager:
             pair = plan.run()
         except Exception as error:
             log.exception("%s: protect", worker.name)
-            self._undo(worker, plan, enabling)
+            try:
+                self._undo(worker, plan, enabling)
+            except Exception as left:
+                log.exception("%s: not undone yet", worker.name)
+                raise FtkvmError("FTKVM-518", vm=worker.name, reason=error, detail=left) from error
             if isinstance(error, FtkvmError):
                 raise
             raise FtkvmError("FTKVM-515", vm=worker.name, detail=error) from error

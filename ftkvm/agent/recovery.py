@@ -1,10 +1,11 @@
-"""What an agent that has just started does with what the one before it left half done.
+"""What an agent does with what the one before it left half done, or it itself could not undo.
 
 The journal on the datastore and QEMU itself are all it knows. A pair that runs is left alone; a protect that did not
 reach its commit point is undone; one that did goes forward if lockstep was reached, else its epoch is ended by its
 winner file; a turn-off is carried on.
 """
 
+import contextlib
 import logging
 
 from ..catalogue import FtkvmError
@@ -20,19 +21,22 @@ from .turn_off import turn_off
 log = logging.getLogger(__name__)
 
 
-def recover(ctx: AgentContext, worker: PairWorker) -> None:
-    """Bring this VM's last operation to an end. Raises when the datastore or libvirt does not answer: try again."""
+def recover(ctx: AgentContext, worker: PairWorker, *, locked: bool = False) -> None:
+    """Bring this VM's last operation to an end. Raises when the datastore or libvirt does not answer: try again.
+
+    :param locked: the caller holds the operation lock (an agent that has just started has nobody to keep out)
+    """
     store = worker.store
     if not worker.operation_lock.locked():
         resume_left_standing(ctx, worker.vm)
     journal = ctx.workers.run(store.operation, 5.0, "read journal")
     if journal is None or journal.host != ctx.host:
         return
-    log.warning("%s: an agent before this one left %s at %s", worker.name, journal.kind, journal.steps[-1:])
+    log.warning("%s: %s was left at %s", worker.name, journal.kind, journal.steps[-1:])
     if worker.vm.pid() is None:
         _without_qemu(ctx, worker, journal)
     elif journal.kind == "turn-off":
-        with worker.operation_lock:
+        with contextlib.nullcontext() if locked else worker.operation_lock:
             worker.operation_name = "turn-off"
             turn_off(ctx, worker, lambda *done: log.info("%s: %d/%d %s", worker.name, *done), journal.disabled)
             worker.operation_name = None

@@ -91,19 +91,18 @@ def drive_path(monitor: MonitorPort, disk: Disk) -> tuple[str, str]:
 
     :raises EngineError: the device has none
     """
-    for path in disk.qom_candidates:
-        properties = {entry["name"] for entry in _qom_list(monitor, path)}
-        if "drive" in properties:
-            return path, str(monitor.execute("qom-get", {"path": path, "property": "drive"}))
-    raise EngineError(f"device {disk.alias} has no drive property")
+    backend, device = disk.qom_candidates
+    properties = _properties(monitor, device)
+    path = device
+    if "drive" not in properties and backend.rpartition("/")[2] in properties:
+        path, properties = backend, _properties(monitor, backend)
+    if "drive" not in properties:
+        raise EngineError(f"device {disk.alias} has no drive property")
+    return path, str(monitor.execute("qom-get", {"path": path, "property": "drive"}))
 
 
-def _qom_list(monitor: MonitorPort, path: str) -> list[dict[str, Any]]:
-    try:
-        return list(monitor.execute("qom-list", {"path": path}))
-    except Exception as error:
-        log.debug("qom-list %s: %s", path, error)
-        return []
+def _properties(monitor: MonitorPort, path: str) -> set[str]:
+    return {entry["name"] for entry in monitor.execute("qom-list", {"path": path})}
 
 
 def set_drive(monitor: MonitorPort, disk: Disk, node: str) -> None:
