@@ -35,6 +35,7 @@ class Shape:
     change: Callable[[str], str] = lambda xml: xml
     failovers: int = 1
     bus: str = "virtio"
+    memory_mb: int = 160
 
 
 def _q35(xml: str) -> str:
@@ -54,6 +55,7 @@ SHAPES = {
     "q35-2-vcpus-4-disks-3-nics": Shape(3, 2, lambda xml: _vcpus(2)(_q35(xml))),
     "pc-3-disks-2-nics": Shape(2, 1),
     "ide-disk-beside": Shape(1, 0, bus="ide"),
+    "3-gib-of-memory": Shape(memory_mb=3072, failovers=2),
     "16-disks-3-nics": Shape(15, 2, failovers=3),
 }
 CI = ["q35-2-vcpus-4-disks-3-nics"]
@@ -112,7 +114,7 @@ def check(seat: Seat, host: Host, guest: Guest, shape: Shape) -> None:
 @pytest.mark.parametrize("name", list(SHAPES) if os.environ.get("FTKVM_FULL") else CI)
 def test_shape(seat: Seat, name: str) -> None:
     shape = SHAPES[name]
-    guest = seat.guest(f"s{len(seat.guests)}", extended(seat, f"s{len(seat.guests)}", shape), 160)
+    guest = seat.guest(f"s{len(seat.guests)}", extended(seat, f"s{len(seat.guests)}", shape), shape.memory_mb)
     seat.ok("vm", "start", guest.name, "--host", seat.hosts[0].name)
     try:
         wait_for_guest(guest.address, PATIENCE_S)
