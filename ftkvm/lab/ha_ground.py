@@ -74,15 +74,18 @@ class Ground:
             self.records[vm.name].begin()
 
     @contextmanager
-    def trial(self, name: str, host: str) -> Iterator[HaOutcome]:
-        """A trial on a cluster that is well; afterwards all that must hold is checked, also when it broke off."""
+    def trial(self, name: str, host: str = "") -> Iterator[HaOutcome]:
+        """A trial on a cluster that is well; afterwards all that must hold is checked, also when it broke off.
+
+        :param host: the one the fault is done to; its VMs are looked at. None: all VMs
+        """
         self.stage.wait_well()
-        vms = self.stage.owned_by(host)
+        vms = self.stage.owned_by(host) if host else list(self.stage.vms)
         self.serve(vms)
         time.sleep(2.0)
         made = HaOutcome(name, host, str(self.stage.coordinator()), {vm.name: vm.priority for vm in vms})
         made.owners = {vm.name: int(self.stage.owner(vm)["number"]) for vm in vms}
-        self.say(f"{name}: {host}, which runs {made.vms}; {made.coordinator} coordinates")
+        self.say(f"{name}: {host or 'all hosts'}, which runs {made.vms}; {made.coordinator} coordinates")
         self.outcomes.append(made)
         self.census.doubles()
         self.capture.mark()

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ftkvm.lab import ha_trials, soak
+from ftkvm.lab import ha_dark, ha_trials, soak
 from ftkvm.lab.ha_ground import Ground, HaOutcome, as_json, judged, watched
 from ftkvm.lab.ha_stage import staged
 from ftkvm.lab.trials import Say
@@ -37,8 +37,9 @@ def _frozen(trial: Callable[[Ground, str], HaOutcome], *, fence: bool) -> Trial:
 TRIALS: dict[str, Trial] = {
     "crash": ha_trials.crash,
     "crash-coordinator": lambda ground: ha_trials.crash(ground, coordinator=True),
-    "isolated": lambda ground: ha_trials.isolated(ground, leave_on=False),
-    "isolated-leave-on": lambda ground: ha_trials.isolated(ground, leave_on=True),
+    "isolated": ha_trials.isolated,
+    "isolated-power-off": lambda ground: ha_trials.isolated(ground, "power-off"),
+    "isolated-leave-on": lambda ground: ha_trials.isolated(ground, "leave-on"),
     "storage-hang": lambda ground: ha_trials.storage_lost(ground, "hang"),
     "storage-fail": lambda ground: ha_trials.storage_lost(ground, "fail"),
     "agent-frozen": ha_trials.agent_frozen,
@@ -46,6 +47,8 @@ TRIALS: dict[str, Trial] = {
     "host-frozen-fence": _frozen(ha_trials.host_frozen, fence=True),
     "host-frozen-unsafe": _frozen(ha_trials.host_frozen_unsafe, fence=False),
     "maintenance": ha_trials.maintenance,
+    "dark": ha_dark.dark,
+    "dark-coordinator": lambda ground: ha_dark.dark(ground, coordinator_dies=True),
 }
 
 

@@ -26,6 +26,9 @@ HA_NETWORKS = ("management",)
 SHUTDOWN_S = 60.0
 """An emulated guest's way down, with its host's processor shared by many."""
 
+POWER_OFF_S = 5.0
+"""From the host's finding to the end of its last QEMU: SIGKILL, one after the other, on a busy machine."""
+
 FREEZE_S = 60.0
 LEAVE_ON_S = 45.0
 """Three lease times: whoever wants to take over would have."""
@@ -53,23 +56,30 @@ def crash(ground: Ground, *, coordinator: bool = False) -> HaOutcome:
     return outcome
 
 
-def isolated(ground: Ground, *, leave_on: bool) -> HaOutcome:
-    """A host is cut off the networks that carry heartbeats. Its VMs are shut down and started elsewhere; or left on."""
+def isolated(ground: Ground, response: str = "shutdown") -> HaOutcome:
+    """A host is cut off the networks that carry heartbeats. Its VMs end there and start elsewhere; or are left on.
+
+    :param response: of all its VMs, `ha.isolation_response`; afterwards they have the default again
+    """
     stage = ground.stage
     host = bystander(stage)
     others = [name for name in stage.hosts if name != host]
-    for vm in stage.owned_by(host) if leave_on else []:
-        stage.ftkvm("vm", "set", vm.name, "ha.isolation_response=leave-on")
-    with ground.trial("isolated-leave-on" if leave_on else "isolated", host) as outcome:
+    mine = stage.owned_by(host) if response != "shutdown" else []
+    for vm in mine:
+        stage.ftkvm("vm", "set", vm.name, f"ha.isolation_response={response}")
+    with ground.trial("isolated" if response == "shutdown" else f"isolated-{response}", host) as outcome:
         stage.links(host, HA_NETWORKS, up=False)
         try:
             _note_isolation(stage, outcome)
-            if leave_on:
+            if response == "leave-on":
                 time.sleep(max(0.0, outcome.at + LEAVE_ON_S - time.time()))
                 outcome.wrong += _moved(ground, outcome)
             else:
                 ground.wait_restarted(outcome, SHUTDOWN_S + 30)
                 _note_releases(ground, outcome)
+                _ended_first(ground, outcome)
+            if response == "power-off":
+                outcome.wrong += _slow_to_end(outcome)
             outcome.why = _why(stage, host, others)
             if "datastore" not in outcome.why:
                 outcome.wrong.append(f"the reason does not speak of the datastore: {outcome.why}")
@@ -77,9 +87,16 @@ def isolated(ground: Ground, *, leave_on: bool) -> HaOutcome:
             stage.links(host, HA_NETWORKS, up=True)
         stage.wait_well()
         ground.wait_answered(outcome)
-    for vm in ground.vms(outcome) if leave_on else []:
+    for vm in mine:
         stage.ftkvm("vm", "set", vm.name, "ha.isolation_response=shutdown")
     return outcome
+
+
+def _slow_to_end(outcome: HaOutcome) -> list[str]:
+    """A power-off does not wait for guests: their QEMUs were gone within seconds of the host's own finding."""
+    limit_s = outcome.figures.get("isolated_s", 0.0) + POWER_OFF_S
+    left: dict[str, float] = outcome.figures["qemu_last_seen_s"]
+    return [f"{vm} was still on after {at} s, not off by {limit_s:.1f} s" for vm, at in left.items() if at > limit_s]
 
 
 def _note_isolation(stage: HaStage, outcome: HaOutcome) -> None:
