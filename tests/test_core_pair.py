@@ -119,6 +119,7 @@ def test_both_sides_never_go_live_on_one_winner_file(obs: Observation) -> None:
 
 ALIVE = PeerEvidence(Verdict.ALIVE, 20, PeerSaid(7, Role.SECONDARY, PeerQemu.LOADED, None, DatastoreState.OK))
 SILENT = PeerEvidence(Verdict.SILENT, 400, ALIVE.said)
+MUTE = replace(SILENT, verdict=Verdict.AGENT_SILENT)
 PRIMARY = Observation(
     now_ms=100_000,
     me="a",
@@ -157,11 +158,19 @@ RULES: list[tuple[str, Observation, str]] = [
         "Arbitrate peer-silent",
     ),
     ("silence disproved", replace(PRIMARY, peer=SILENT, checkpoint_age_ms=50), "Nothing head-start"),
-    ("agent silent", replace(PRIMARY, peer=replace(SILENT, verdict=Verdict.AGENT_SILENT)), "Nothing healthy"),
-    (
-        "stalled",
-        replace(PRIMARY, peer=replace(SILENT, verdict=Verdict.AGENT_SILENT), checkpoint_age_ms=1600),
-        "Arbitrate peer-stalled",
+    ("agent silent", replace(PRIMARY, peer=MUTE), "Nothing healthy"),
+    *(
+        (f"stalled {every} {age}", replace(obs, peer=MUTE, interval_ms=every, checkpoint_age_ms=age), said)
+        for obs, every, age, said in (
+            (PRIMARY, 100, 1000, "Nothing healthy"),
+            (PRIMARY, 100, 1001, "Arbitrate peer-stalled"),
+            (PRIMARY, 1000, 1500, "Nothing healthy"),
+            (PRIMARY, 1000, 1501, "Arbitrate peer-stalled"),
+            (SECONDARY, 1000, 1550, "Nothing healthy"),
+            (SECONDARY, 1000, 1551, "Arbitrate peer-stalled"),
+            (PRIMARY, 2000, 3000, "Nothing healthy"),
+            (PRIMARY, 2000, 3001, "Arbitrate peer-stalled"),
+        )
     ),
     ("no checkpoint", replace(PRIMARY, checkpoint_age_ms=3100), "Arbitrate checkpoint-stalled"),
     ("no checkpoint, secondary", replace(SECONDARY, checkpoint_age_ms=3100), "Nothing healthy"),

@@ -1,5 +1,6 @@
 """The keeper's conclusions at each edge of their times. States and clocks only: nothing runs here."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -37,13 +38,21 @@ def hear(
 
 class TestCodec:
     def test_what_is_sent_is_what_is_read(self) -> None:
-        raw = codec.encode_body("host1", "host2", "boot-1", "hung", [replace(PAIR, won_epoch=6)])
+        pair = replace(PAIR, won_epoch=6, interval_ms=250)
+        raw = codec.encode_body("host1", "host2", "boot-1", "hung", [pair])
         heard = codec.decode(KEY, codec.encode(KEY, 2**63, 17, raw))
         assert heard == Beat(2**63, 17, raw)
         said = codec.decode_body(raw)
         assert (said.host, said.to, said.boot_id, said.datastore) == ("host1", "host2", "boot-1", "hung")
-        assert said.said(UUID) == Said("host1", "boot-1", "hung", 7, "primary", "running", 6)
+        assert said.said(UUID) == Said("host1", "boot-1", "hung", 7, "primary", "running", 6, 250)
         assert said.said("another") == Said("host1", "boot-1", "hung")
+
+    def test_a_keeper_of_the_version_before_understands_and_is_understood(self) -> None:
+        """It takes four values for a pair, and sends no intervals: while hosts are upgraded one after the other."""
+        doc = json.loads(codec.encode_body("host1", "host2", "boot-1", "ok", [replace(PAIR, interval_ms=250)]))
+        assert doc["pairs"] == {UUID: [7, "primary", "running", None]}
+        del doc["intervals"]
+        assert codec.decode_body(json.dumps(doc).encode()).said(UUID).interval_ms is None
 
     def test_every_changed_byte_is_noticed(self) -> None:
         data = codec.encode(KEY, 5, 3, codec.encode_body("a", "b", "c", "ok", []))
@@ -272,11 +281,12 @@ class TestModel:
     @pytest.mark.parametrize("change", [
         {"uuid": "../../etc"}, {"uuid": None}, {"taps": ['vnet0" }; drop']}, {"taps": "vnet0"}, {"role": "boss"},
         {"epoch": -1}, {"epoch": True}, {"qemu": "odd"}, {"peer": None}, {"peer": {"host": "h"}}, {"won_epoch": "7"},
+        {"interval_ms": -1}, {"interval_ms": "500"},
     ])  # fmt: skip
     def test_a_pair_that_does_not_fit_is_refused(self, change: dict[str, object]) -> None:
         with pytest.raises(ValueError):
             PairSpec.from_json(PAIR.to_json() | change)
 
     def test_round_trip(self) -> None:
-        for pair in (PAIR, replace(PAIR, role="solo", peer=None, won_epoch=7)):
+        for pair in (PAIR, replace(PAIR, role="solo", peer=None, won_epoch=7), replace(PAIR, interval_ms=100)):
             assert PairSpec.from_json(pair.to_json()) == pair

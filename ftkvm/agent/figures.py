@@ -34,10 +34,13 @@ class CheckpointFigures:
             self.count += 1
             self.last_resume = time.monotonic()
 
-    def longest_interval_ms(self) -> int:
-        """The interval in force; on the secondary, which is not told it, the longest seen lately."""
-        recent = list(self.periods_ms)[-RECENT:]
-        return self.interval_ms or int(max(recent, default=DEFAULT_INTERVAL_MS))
+    def interval_in_force_ms(self, told_ms: int | None) -> int:
+        """The interval in force: the primary's own, or what it told; else a guess, the longest seen lately.
+
+        The guess is not below what a pair begins with: checkpoints that somebody asked for come sooner.
+        """
+        seen = max(list(self.periods_ms)[-RECENT:], default=0.0)
+        return self.interval_ms or told_ms or max(DEFAULT_INTERVAL_MS, int(seen))
 
     def summary(self) -> dict[str, float | int | None]:
         """Medians for ``status``: pause and period in ms."""

@@ -118,6 +118,11 @@ class Pacer:
         )
 
     def _set(self, interval_ms: int) -> None:
+        """A longer one is told before it holds, a shorter one after: the secondary never takes it for too short."""
+        figures = self._worker.figures
+        figures.interval_ms = max(figures.interval_ms, interval_ms)
+        self._worker.poke("interval")
         primary.set_checkpoint_interval(self._worker.vm.monitor(), interval_ms)
-        self._worker.figures.interval_ms = interval_ms
+        figures.interval_ms = interval_ms
+        self._worker.poke("interval")
         log.info("%s: checkpoint interval %d ms (%s)", self._worker.name, interval_ms, self.why or "start")

@@ -258,6 +258,7 @@ class PairWorker:
             return
         observation = self.observe()
         self._say_gone(observation)
+        self._say_interval()
         decision = decide(observation, self.settings)
         if self.decision is None or decision.actions != self.decision.actions:
             log.info("%s: %s %s", self.name, decision.reason, [str(action) for action in decision.actions])
@@ -301,7 +302,7 @@ class PairWorker:
             qemu_epoch=self.spec.epoch if self.spec else None,
             colo_exit_age_ms=_age_ms(self._colo_exit_at, now) if in_colo else None,
             checkpoint_age_ms=_age_ms(max(self._watching_since, self.figures.last_resume), now) if in_colo else None,
-            interval_ms=self.figures.longest_interval_ms(),
+            interval_ms=self.figures.interval_in_force_ms(self._told_interval_ms()),
             replication_error=self._replication_error,
             own_disk_error=self._own_disk_error,
             hold_alive=qemu is not QemuState.PRIMARY or self._operating() or holds.alive(self.ctx, self.uuid),
@@ -312,6 +313,13 @@ class PairWorker:
             datastore_ok_ms=_age_ms(self._datastore_ok_since, now) or 0,
             operation=self._operation(records.operation_running),
             ft_enabled=records.ft_enabled,
+        )
+
+    def _told_interval_ms(self) -> int | None:
+        """What the primary's last beat of this epoch said, however long ago: it is in force until set anew."""
+        said = self._evidence.said if self._evidence is not None else None
+        return (
+            said.interval_ms if said is not None and self.spec is not None and said.epoch == self.spec.epoch else None
         )
 
     def _operating(self) -> bool:
@@ -507,12 +515,19 @@ class PairWorker:
         if self.spec is None:
             self.spec = self._spec_from_record(epoch)
         taps = tuple(nic.tap for nic in self.vm.shape().nics)
-        self.spec = replace(self.spec, role="solo", won_epoch=epoch, qemu="running", taps=taps)
+        self.spec = replace(self.spec, role="solo", won_epoch=epoch, qemu="running", taps=taps, interval_ms=None)
         self.keeper.set_pair(self.spec)
 
     def _publish(self, qemu: Any) -> None:
         if self.spec is not None and self.spec.qemu != qemu:
             self.spec = replace(self.spec, qemu=qemu)
+            self.keeper.set_pair(self.spec)
+
+    def _say_interval(self) -> None:
+        """The secondary has to know when a checkpoint is overdue (``core.trouble``)."""
+        interval_ms = self.figures.interval_ms or None
+        if self.spec is not None and self.spec.role == "primary" and self.spec.interval_ms != interval_ms:
+            self.spec = replace(self.spec, interval_ms=interval_ms)
             self.keeper.set_pair(self.spec)
 
     def publish_loaded(self) -> None:

@@ -180,7 +180,7 @@ class Observation:
     #: Since this QEMU completed a checkpoint (RESUME); if none was seen yet, since the agent began to watch.
     #: None: not in COLO.
     checkpoint_age_ms: int | None = None
-    interval_ms: int = 500  # checkpoint interval now in force; the secondary's agent uses the largest allowed
+    interval_ms: int = 500  # checkpoint interval now in force; the primary's keeper tells it to the secondary
     #: In this epoch the secondary's disk may have missed a write. On the primary: QUORUM_REPORT_BAD for the replication
     #: node. On the secondary: its mount failed (an errno; a hang loses nothing) while it was the secondary. Sticky.
     replication_error: bool = False
@@ -205,7 +205,8 @@ class FtSettings:
     """The times of detection, in milliseconds. HA-27 checks their sums."""
 
     silent_ms: int = 300  # what the keeper calls silent
-    stall_ms: int = 1000  # agent silent and no checkpoint for this long: taken as dead
+    stall_ms: int = 1000  # agent silent and no checkpoint for this long, at least: taken as dead
+    late_ms: int = 500  # … and a checkpoint that is due this long ago, or half an interval if that is longer
     checkpoint_timeout_ms: int = 3000  # all alive, no checkpoint: the primary arbitrates; the secondary after twice it
     shutdown_grace_ms: int = 80  # after COLO_EXIT on the secondary: a guest power-off may still be reported
     head_start_ms: int = 50  # how much longer the secondary waits where only the FT network's silence speaks

@@ -81,10 +81,15 @@ def _silent(obs: Observation, settings: FtSettings) -> Trouble | None:
 
 
 def _stalled(obs: Observation, settings: FtSettings) -> Trouble | None:
-    """The peer's user space does not speak (frozen, starved, or only its keeper died): checkpoints tell which."""
+    """The peer's user space does not speak (frozen, starved, or only its keeper died): checkpoints tell which.
+
+    The last was completed at age 0, the next begins an interval later and takes its pause; docs/keeper.md says why half
+    an interval, and at least `late_ms`, is room enough for that.
+    """
     if obs.peer.verdict is not Verdict.AGENT_SILENT or obs.checkpoint_age_ms is None:
         return None
-    limit_ms = max(settings.stall_ms, 3 * obs.interval_ms) + 1
+    late_ms = max(settings.late_ms, obs.interval_ms // 2)
+    limit_ms = max(settings.stall_ms, obs.interval_ms + late_ms) + 1
     if obs.role is Role.SECONDARY:
         limit_ms += settings.head_start_ms
     return Trouble(Reason.PEER_STALLED, max(0, limit_ms - obs.checkpoint_age_ms))

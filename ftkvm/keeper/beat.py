@@ -55,7 +55,9 @@ def first_seq(wall_ms: int, random_20_bits: int) -> int:
 
 def encode_body(host: str, to: str, boot_id: str, datastore: DatastoreState, pairs: list[PairSpec]) -> bytes:
     said = {p.uuid: [p.epoch, p.role, p.qemu, p.won_epoch] for p in pairs}
-    doc = {"host": host, "to": to, "boot_id": boot_id, "datastore": datastore, "pairs": said}
+    # Beside the pairs, not among them: a keeper of the version before takes four values for a pair and no more.
+    intervals = {p.uuid: p.interval_ms for p in pairs if p.interval_ms is not None}
+    doc = {"host": host, "to": to, "boot_id": boot_id, "datastore": datastore, "pairs": said, "intervals": intervals}
     body = json.dumps(doc, separators=(",", ":")).encode()
     if len(body) > MAX_BEAT_BYTES:
         raise ValueError(f"{len(pairs)} pairs with {to} do not fit into one beat")
@@ -67,9 +69,10 @@ def decode_body(raw: bytes) -> Body:
     try:
         doc: dict[str, Any] = json.loads(raw)
         host, boot_id, datastore = doc["host"], doc["boot_id"], doc["datastore"]
+        intervals = doc.get("intervals", {})
         pairs = {}
         for uuid, (epoch, role, qemu, won) in doc["pairs"].items():
-            about = {"epoch": epoch, "role": role, "qemu": qemu, "won_epoch": won}
+            about = {"epoch": epoch, "role": role, "qemu": qemu, "won_epoch": won, "interval_ms": intervals.get(uuid)}
             pairs[uuid] = Said.from_json({"host": host, "boot_id": boot_id, "datastore": datastore, **about})
         return Body(host, doc["to"], boot_id, datastore, pairs)
     except (KeyError, TypeError, AttributeError) as error:

@@ -65,7 +65,8 @@ class PeerSpec:
 class PairSpec:
     """This host's side of one FT pair, as its agent last declared it.
 
-    ``taps`` are the bridge ports behind the gate; ``won_epoch`` is the epoch this host has won by arbitration.
+    ``taps`` are the bridge ports behind the gate; ``won_epoch`` is the epoch this host has won by arbitration;
+    ``interval_ms`` is told by a primary: the time between two checkpoints that is now in force.
     """
 
     uuid: str
@@ -76,6 +77,7 @@ class PairSpec:
     taps: tuple[str, ...]
     qemu: Qemu
     won_epoch: int | None = None
+    interval_ms: int | None = None
 
     @staticmethod
     def from_json(doc: Json) -> "PairSpec":
@@ -96,6 +98,7 @@ class PairSpec:
             taps=tuple(_text({"taps": tap}, "taps", _TAP) for tap in taps),
             qemu=cast(Qemu, _choice(doc, "qemu", get_args(Qemu))),
             won_epoch=_optional_number(doc, "won_epoch"),
+            interval_ms=_optional_number(doc, "interval_ms"),
         )
 
     def to_json(self) -> Json:
@@ -103,6 +106,7 @@ class PairSpec:
             "uuid": self.uuid, "vm": self.vm, "epoch": self.epoch, "role": self.role,
             "peer": None if self.peer is None else self.peer.to_json(),
             "taps": list(self.taps), "qemu": self.qemu, "won_epoch": self.won_epoch,
+            "interval_ms": self.interval_ms,
         }  # fmt: skip
 
 
@@ -117,6 +121,7 @@ class Said:
     role: Role | None = None
     qemu: Qemu | None = None
     won_epoch: int | None = None
+    interval_ms: int | None = None
 
     @staticmethod
     def from_json(doc: Json) -> "Said":
@@ -128,12 +133,13 @@ class Said:
             role=cast(Role, _choice(doc, "role", get_args(Role))) if doc.get("role") is not None else None,
             qemu=cast(Qemu, _choice(doc, "qemu", get_args(Qemu))) if doc.get("qemu") is not None else None,
             won_epoch=_optional_number(doc, "won_epoch"),
+            interval_ms=_optional_number(doc, "interval_ms"),
         )
 
     def to_json(self) -> Json:
         return {
             "host": self.host, "boot_id": self.boot_id, "epoch": self.epoch, "role": self.role, "qemu": self.qemu,
-            "won_epoch": self.won_epoch, "datastore": self.datastore,
+            "won_epoch": self.won_epoch, "datastore": self.datastore, "interval_ms": self.interval_ms,
         }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from ftkvm.adapters.datastore import DirectoryDatastore
 from ftkvm.agent.cluster import ClusterReader, commit_config, latest_config
+from ftkvm.agent.figures import CheckpointFigures
 from ftkvm.agent.join import join
 from ftkvm.agent.operations import Operation, Operations
 from ftkvm.agent.workers import Workers
@@ -246,3 +247,25 @@ def test_host_configuration_with_a_mistake(tmp_path: Path, text: str) -> None:
     with pytest.raises(FtkvmError) as caught:
         HostConfig.load(paths)
     assert caught.value.code == "FTKVM-601"
+
+
+@pytest.mark.parametrize(
+    ("own_ms", "told_ms", "seen_s", "interval_ms"),
+    [
+        (250, 900, [0.1], 250),  # the primary itself
+        (0, 900, [0.1, 0.1], 900),  # checkpoints were asked for lately: that is not the interval
+        (0, 120, [2.0], 120),
+        (0, None, [0.1, 0.1], 500),  # nothing told yet: as a pair begins
+        (0, None, [0.1, 2.0], 2000),
+        (0, None, [], 500),
+    ],
+)
+def test_the_interval_that_a_checkpoint_is_late_by(
+    own_ms: int, told_ms: int | None, seen_s: list[float], interval_ms: int
+) -> None:
+    figures = CheckpointFigures(interval_ms=own_ms)
+    at = 1000.0
+    for period in [0.0, *seen_s]:
+        at += period
+        figures.note("STOP", {"seconds": int(at), "microseconds": round((at % 1) * 1e6)})
+    assert figures.interval_in_force_ms(told_ms) == interval_ms
