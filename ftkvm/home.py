@@ -7,9 +7,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ftkvm.adapters.pki import Authority, KeyPair, TlsFiles, new_beat_key, write_private
+from ftkvm.adapters.pki import (
+    Authority,
+    KeyPair,
+    TlsFiles,
+    fingerprint,
+    identity_of,
+    new_beat_key,
+    read_revoked,
+    write_private,
+)
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostEntry
+from ftkvm.core.trust import Role
 
 
 def default_home() -> Path:
@@ -41,7 +51,7 @@ class ClusterFile:
 
 
 class Home:
-    """Files: ca.crt, ca.key, client.crt, client.key, beat.key, cluster.json; keys are 0600."""
+    """Files: ca.crt, ca.key, client.crt, client.key, beat.key, cluster.json, certificates.json, crl.pem; all 0600."""
 
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory or default_home()
@@ -55,7 +65,7 @@ class Home:
             raise FtkvmError("FTKVM-603", home=self.directory)
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         authority = Authority.create(wanted.cluster)
-        operator = authority.issue("operator", server=False)
+        operator = authority.issue("operator", role=Role.ADMINISTRATOR)
         files = {
             "ca.crt": authority.pair.certificate,
             "ca.key": authority.pair.key,
@@ -65,6 +75,7 @@ class Home:
         }
         for name, content in files.items():
             write_private(self.directory / name, content)
+        self.note(operator.certificate)
         self.save(replace(wanted, id=secrets.token_hex(8)))  # last: with this file the cluster exists
 
     def load(self) -> ClusterFile:
@@ -96,3 +107,51 @@ class Home:
     def tls(self) -> TlsFiles:
         """The operator's side of mutual TLS."""
         return TlsFiles.in_directory(self.directory, "client")
+
+    # certificates that were issued, and those that count no more
+
+    def note(self, certificate: bytes) -> dict[str, Any]:
+        """Write down a certificate (PEM) that was issued here; returns its row."""
+        found = identity_of(certificate)
+        row = {"name": found.name, "role": str(found.role), "serial": found.serial,
+               "not_after": found.not_after, "fingerprint": fingerprint(certificate)}  # fmt: skip
+        rows = [*(each for each in self.issued() if each["serial"] != found.serial), row]
+        write_private(self.directory / "certificates.json", (json.dumps(rows, indent=1) + "\n").encode())
+        return row
+
+    def issued(self) -> list[dict[str, Any]]:
+        """Rows of all certificates that were issued here, oldest first.
+
+        :raises FtkvmError: FTKVM-604, the file cannot be read
+        """
+        try:
+            return list(json.loads((self.directory / "certificates.json").read_text()))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise FtkvmError("FTKVM-604", home=self.directory) from error
+
+    def revocation_list(self) -> bytes:
+        """The newest revocation list, PEM; empty: nothing was ever revoked."""
+        try:
+            return (self.directory / "crl.pem").read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def revoked(self) -> frozenset[str]:
+        """Serial numbers that count no more, hex."""
+        return self._read_list()[1]
+
+    def revoke(self, serials: set[str]) -> bytes:
+        """Make the next revocation list, with these and all before; it counts on a host once that has it."""
+        number, there = self._read_list()
+        content = self.authority().revoke(there | serials, number + 1)
+        write_private(self.directory / "crl.pem", content)
+        return content
+
+    def _read_list(self) -> tuple[int, frozenset[str]]:
+        content = self.revocation_list()
+        try:
+            return read_revoked(content, self.authority().certificate) if content else (0, frozenset())
+        except ValueError as error:
+            raise FtkvmError("FTKVM-604", home=self.directory) from error

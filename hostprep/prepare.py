@@ -8,6 +8,7 @@ from pathlib import Path
 from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostConfig, HostEntry
+from ftkvm.core.trust import Role
 from ftkvm.home import ClusterFile, Home
 from hostprep import facts as facts_of
 from hostprep import package
@@ -91,13 +92,15 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
     files = {
         CONFIG: (config.to_toml().encode(), 0o644),
         f"{_PKI}/ca.crt": (authority.certificate, 0o644),
+        **({f"{_PKI}/crl.pem": (home.revocation_list(), 0o644)} if home.revocation_list() else {}),
         "/etc/ftkvm/beat.key": (home.beat_key(), 0o600),
         **unit_files(),
     }
     addresses = (entry.management, entry.ft)
-    good = authority.still_good(found.host_certificate.encode(), entry.name, addresses)
+    good = authority.still_good(found.host_certificate.encode(), entry.name, addresses, home.revoked())
     if not good or f"{_PKI}/host.key" not in found.digests:
-        pair = authority.issue(entry.name, addresses, server=True)
+        pair = authority.issue(entry.name, addresses, role=Role.HOST)
+        home.note(pair.certificate)
         files |= {f"{_PKI}/host.crt": (pair.certificate, 0o644), f"{_PKI}/host.key": (pair.key, 0o600)}
     return Wish(
         host=entry.name,
@@ -117,7 +120,7 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
 
 
 def _file_names() -> list[str]:
-    pki = [f"{_PKI}/{name}" for name in ("ca.crt", "host.crt", "host.key")]
+    pki = [f"{_PKI}/{name}" for name in ("ca.crt", "host.crt", "host.key", "crl.pem")]
     return [CONFIG, "/etc/ftkvm/beat.key", *pki, *unit_files()]
 
 

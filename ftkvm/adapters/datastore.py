@@ -53,7 +53,7 @@ class DirectoryDatastore:
     def read_text(self, path: str) -> str | None:
         with self._errors(path):
             try:
-                return (self._base / path).read_text()
+                return self._at(path).read_text()
             except (FileNotFoundError, NotADirectoryError):
                 self._require_mounted()
                 return None
@@ -61,11 +61,11 @@ class DirectoryDatastore:
                 raise CorruptFile("FTKVM-305", path=path, detail=str(error)) from error
 
     def create_once(self, path: str, document: Json) -> Json:
-        target = self._base / path
         first = self.read_json(path)
         if first is not None:  # a loser must learn who won even where nothing can be written any more
             return first
         with self._errors(path):
+            target = self._at(path)
             self._require_mounted()
             temporary = self._write_temporary(target, _encode(document).encode())
             try:
@@ -88,8 +88,8 @@ class DirectoryDatastore:
         self.replace_bytes(path, text.encode())
 
     def replace_bytes(self, path: str, data: bytes) -> None:
-        target = self._base / path
         with self._errors(path):
+            target = self._at(path)
             self._require_mounted()
             temporary = self._write_temporary(target, data)
             try:
@@ -100,8 +100,8 @@ class DirectoryDatastore:
             _sync_directory(target.parent)
 
     def remove(self, path: str) -> None:
-        target = self._base / path
         with self._errors(path):
+            target = self._at(path)
             self._require_mounted()
             with contextlib.suppress(FileNotFoundError):
                 target.unlink()
@@ -110,7 +110,7 @@ class DirectoryDatastore:
     def list(self, path: str) -> list[str]:
         with self._errors(path):
             try:
-                return sorted(entry.name for entry in (self._base / path).iterdir() if not entry.name.startswith("."))
+                return sorted(entry.name for entry in self._at(path).iterdir() if not entry.name.startswith("."))
             except FileNotFoundError:
                 self._require_mounted()
                 return []
@@ -119,22 +119,22 @@ class DirectoryDatastore:
         """Something that differs whenever the file was replaced (a new inode each time); None if there is none."""
         with self._errors(path):
             try:
-                found = (self._base / path).stat()
+                found = self._at(path).stat()
             except (FileNotFoundError, NotADirectoryError):
                 self._require_mounted()
                 return None
             return found.st_ino, found.st_mtime_ns, found.st_size
 
     def append_line(self, path: str, document: Json) -> None:
-        target = self._base / path
         line = json.dumps({"format": FORMAT, **document}, separators=(",", ":")) + "\n"
         with self._errors(path):
+            target = self._at(path)
             self._require_mounted()
             target.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 if target.stat().st_size > LINES_LIMIT_BYTES:  # the one before that is given up
                     target.replace(target.with_suffix(f".1{target.suffix}"))
-            descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 os.write(descriptor, line.encode())
                 os.fsync(descriptor)
@@ -166,6 +166,18 @@ class DirectoryDatastore:
             temporary.unlink(missing_ok=True)
             raise
         return temporary
+
+    def _at(self, path: str) -> Path:
+        """Where a file of ours lies, without a symbolic link on the way: we make none, and agents are root.
+
+        :raises CorruptFile: FTKVM-334, somebody planted one
+        """
+        at = self.root
+        for part in (self._base.name, *Path(path).parts):
+            at = at / part
+            if at.is_symlink():
+                raise CorruptFile("FTKVM-334", path=at)
+        return at
 
     def _require_mounted(self) -> None:
         self._base.stat()  # not is_dir(): that turns a dead file system into a "no"

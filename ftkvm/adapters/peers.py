@@ -1,6 +1,7 @@
 """Requests to agents: HTTPS with certificates on both sides, bounded, and honest about what is not known."""
 
 import logging
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ CONNECT_TIMEOUT_S = 1.0
 RETRY_CONNECT_TIMEOUT_S = 0.3
 """For a host that was silent a moment ago, so that a dead one does not slow every question to all."""
 _SILENT_S = 15.0
+_DISTRUST = re.compile(r"certificate verify failed: (.*?) \(_ssl")
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
@@ -40,7 +42,7 @@ class HttpsPeers:
         entry = self._directory(host)
         was_silent = time.monotonic() - self._silent_at.get(host, float("-inf")) < _SILENT_S
         connect_s = min(timeout_s, RETRY_CONNECT_TIMEOUT_S if was_silent else CONNECT_TIMEOUT_S)
-        failures = []
+        failures, distrusted = [], ""
         for address in dict.fromkeys((entry.management, entry.ft)):
             try:
                 timeout = httpx.Timeout(timeout_s, connect=connect_s)
@@ -49,9 +51,12 @@ class HttpsPeers:
                 return answer
             except _NOT_SENT as error:
                 failures.append(f"{address}: {error or type(error).__name__}")
+                distrusted = distrusted or _why_distrusted(error)
             except httpx.HTTPError as error:
                 log.info("%s %s at %s: %s", method, path, host, error or type(error).__name__)
                 raise PeerUnknown("FTKVM-211", host=host, what=f"{method} {path}") from error
+        if distrusted:
+            raise PeerUnreachable("FTKVM-321", host=host, detail=distrusted)
         self._silent_at[host] = time.monotonic()
         raise PeerUnreachable("FTKVM-202", host=host, detail="; ".join(failures))
 
@@ -67,6 +72,11 @@ class HttpsPeers:
             extensions={"sni_hostname": entry.name},  # the certificate must be that host's, whatever the address
         )
         return answer_of(response)
+
+
+def _why_distrusted(error: Exception) -> str:
+    found = _DISTRUST.search(str(error))
+    return found.group(1) if found else ""
 
 
 def answer_of(response: httpx.Response) -> Json:

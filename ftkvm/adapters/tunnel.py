@@ -8,15 +8,16 @@ with the certificates the cluster has anyway. The VM's memory does not go throug
 import asyncio
 import contextlib
 import logging
-import ssl
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from ftkvm.adapters.pki import TlsFiles
+from ftkvm.adapters.trust import Trust
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostEntry
+from ftkvm.core.trust import Role
 
 log = logging.getLogger(__name__)
 _CHUNK = 64 * 1024
@@ -33,13 +34,9 @@ class TunnelServer:
     """
 
     def __init__(
-        self, files: TlsFiles, address: str, port: int, allowed: Callable[[str], bool], target: Path = LIBVIRT_SOCKET
+        self, trust: Trust, address: str, port: int, allowed: Callable[[str], bool], target: Path = LIBVIRT_SOCKET
     ) -> None:
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.minimum_version = ssl.TLSVersion.TLSv1_3
-        self._context.verify_mode = ssl.CERT_REQUIRED
-        self._context.load_cert_chain(str(files.certificate), str(files.key))
-        self._context.load_verify_locations(str(files.authority))
+        self._trust, self._context = trust, trust.server_context()
         self._address, self._port, self._allowed, self._target = address, port, allowed, target
         self._open = 0
         self._loop = _Loop("tunnel")
@@ -56,10 +53,12 @@ class TunnelServer:
         self._loop.stop()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        name = _peer_name(writer)
+        name = "a client"
         try:
-            if self._open >= _LIMIT or not self._allowed(name):
-                log.warning("tunnel: refused %s", name or "a client without a name")
+            identity = self._trust.peer(writer.get_extra_info("ssl_object"))
+            name = identity.name
+            if self._open >= _LIMIT or identity.role is not Role.HOST or not self._allowed(name):
+                log.warning("tunnel: refused %s", name)
                 return
             self._open += 1
             try:
@@ -67,6 +66,8 @@ class TunnelServer:
                 await _join((reader, writer), there)
             finally:
                 self._open -= 1
+        except FtkvmError as error:
+            log.warning("tunnel: refused %s", error)
         except OSError as error:
             log.info("tunnel of %s: %s", name, error or type(error).__name__)
         finally:
@@ -140,15 +141,6 @@ async def _close(writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         writer.close()
         await asyncio.wait_for(writer.wait_closed(), 1.0)
-
-
-def _peer_name(writer: asyncio.StreamWriter) -> str:
-    certificate = writer.get_extra_info("peercert") or {}
-    for entry in certificate.get("subject", ()):
-        for key, value in entry:
-            if key == "commonName":
-                return str(value)
-    return ""
 
 
 class _Loop:

@@ -13,6 +13,7 @@ from ftkvm.agent import ft_checks, placing
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.gather import gather
 from ftkvm.agent.health import Health
+from ftkvm.agent.security import Security
 from ftkvm.agent.service import Service
 from ftkvm.agent.vms import VmRecord
 from ftkvm.catalogue import FtkvmError
@@ -95,6 +96,7 @@ class Checks:
             path = str(host_view.GROUPS_FILE)
             raise FtkvmError("FTKVM-238", host=self._ctx.host, path=path, detail=str(error)) from error
         trouble = health.get("error")
+        security = self._ctx.extras.get("security")
         return {
             **seen,
             "name": self._ctx.host,
@@ -102,6 +104,7 @@ class Checks:
             "libvirt": _numbers(health.get("libvirt")),
             "ftkvm": __version__,
             "trouble": {"code": trouble["code"], "params": trouble["params"]} if trouble else None,
+            "certificate": security.state() if isinstance(security, Security) else None,
             "missing_bridges": sorted(set(config.vm_bridges) - set(health.get("bridges", config.vm_bridges))),
         }
 

@@ -80,6 +80,22 @@ class ClusterReader:
             raise FtkvmError("FTKVM-201", host=name)
         return entry
 
+    def knows(self, name: str) -> bool:
+        """Whether a name is a host of the configuration last read. Never waits."""
+        config = self._config
+        return config is not None and name in config.hosts
+
+    def require_member(self, name: str) -> None:
+        """A certificate's name is a host of the cluster; while no configuration is known the certificate suffices.
+
+        :raises FtkvmError: FTKVM-324
+        """
+        try:
+            self.host(name)
+        except FtkvmError as error:
+            if error.code == "FTKVM-201":
+                raise FtkvmError("FTKVM-324", who=name, detail="it was removed, or never joined") from error
+
     def _refresh(self) -> None:
         self._read_at = time.monotonic()
         try:

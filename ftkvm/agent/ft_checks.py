@@ -7,6 +7,7 @@ from dataclasses import replace
 from ftkvm.adapters.images import image_facts
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.gather import gather
+from ftkvm.agent.security import Security
 from ftkvm.agent.storage import bounded, require_writable
 from ftkvm.agent.vms import VmRecord
 from ftkvm.catalogue import FtkvmError
@@ -56,10 +57,13 @@ def _image_facts(paths: list[str]) -> dict[str, ImageFacts]:
 
 
 def require_ready(ctx: AgentContext) -> None:
-    """This host can be the primary's: versions, datastore.
+    """This host can be the primary's: certificate, versions, datastore. The secondary's is verified by asking it.
 
-    :raises FtkvmError: FTKVM-207, 208, 215, 30x
+    :raises FtkvmError: FTKVM-207, 208, 215, 30x, 329, 335, 336
     """
+    security = ctx.extras.get("security")
+    if isinstance(security, Security):
+        security.require()
     ctx.libvirt.require_versions()
     require_writable(ctx)
 

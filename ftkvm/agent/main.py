@@ -22,6 +22,7 @@ from ftkvm.adapters.libvirt import Libvirt
 from ftkvm.adapters.notify import notify
 from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.adapters.pki import TlsFiles
+from ftkvm.adapters.trust import Trust, finish_renewal
 from ftkvm.adapters.tunnel import TunnelServer
 from ftkvm.agent.checks import Checks
 from ftkvm.agent.cluster import ClusterReader
@@ -35,6 +36,7 @@ from ftkvm.agent.migrate import Arrivals
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.pair_manager import PairManager
 from ftkvm.agent.prepare import Prepare
+from ftkvm.agent.security import Security
 from ftkvm.agent.service import Service
 from ftkvm.agent.vm_monitor_host import make_vm_monitor
 from ftkvm.agent.vms import Vms
@@ -44,6 +46,8 @@ from ftkvm.api.app import build_app
 from ftkvm.api.arrivals import router as arrivals_router
 from ftkvm.api.checks import router as checks_router
 from ftkvm.api.cluster import router as cluster_router
+from ftkvm.api.guard import Hosts
+from ftkvm.api.security import router as security_router
 from ftkvm.api.server import ApiServer
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostConfig, Paths
@@ -77,7 +81,12 @@ class Agent:
     """One host's agent."""
 
     def __init__(self, config: HostConfig, bridge: Bridge) -> None:
-        self.ctx = make_context(config)
+        files = TlsFiles.in_directory(config.paths.pki, "host")
+        finish_renewal(files)
+        self.trust = Trust(files)
+        self.ctx = make_context(config, self.trust)
+        self.security = Security(self.ctx, self.trust)
+        self.ctx.extras["security"] = self.security
         self.operations = Operations(config.name, self.ctx.workers, config.paths.run / "operations")
         self.vms = Vms(self.ctx, self.operations)
         self.service = Service(self.ctx, self.vms, self.operations)
@@ -88,14 +97,15 @@ class Agent:
         datastore = DirectoryDatastore(config.datastore, config.name)
         self.ha = HaPart(self.ctx, self.service, self.operations, self.pairs, self.health, machine, bridge, datastore)
         routers: list[APIRouter] = [self.pairs.router(), vm_monitor.router(self.vm_monitor), self.ha.router()]
-        files = TlsFiles.in_directory(config.paths.pki, "host")
         self.arrivals = Arrivals(self.ctx, self.vms)
-        self.tunnel = TunnelServer(files, config.migration, config.tunnel_port, self._is_other_host)
+        self.tunnel = TunnelServer(self.trust, config.migration, config.tunnel_port, self._is_other_host)
         routers.append(arrivals_router(self.arrivals))
         settings = ClusterSettings(self.ctx, self.vms, self.service.admission)
         routers.append(cluster_router(settings, ClusterView(self.ctx, self.service, settings)))
         routers.append(checks_router(Checks(self.ctx, self.service, self.health), Prepare(self.ctx, self.service)))
-        self.api = ApiServer(build_app(self.service, self.health, routers), files, config.api_port)
+        routers.append(security_router(self.security))
+        hosts = Hosts(self.ctx.cluster.knows, self.ctx.cluster.require_member)
+        self.api = ApiServer(build_app(self.service, self.health, routers), self.trust, config.api_port, hosts)
 
     def post(self, message: Message) -> None:
         """Put a message into the inbox; a full inbox drops it, since events are only hints."""
@@ -167,20 +177,20 @@ class Agent:
                 self.health.refresh()
             except Exception:
                 log.exception("looking at this host's health failed")
+            self.security.refresh()
             time.sleep(_TICK_S)
 
 
-def make_context(config: HostConfig) -> AgentContext:
+def make_context(config: HostConfig, trust: Trust) -> AgentContext:
     """The real adapters for a host."""
     workers = Workers()
     datastore = DirectoryDatastore(config.datastore, config.name)
     cluster = ClusterReader(datastore, workers, config.paths.run / "cluster.json")
-    tls = TlsFiles.in_directory(config.paths.pki, "host").client_context()
     return AgentContext(
         config=config,
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         datastore=datastore,
-        peers=HttpsPeers(cluster.host, tls),
+        peers=HttpsPeers(cluster.host, trust.client_context()),
         libvirt=Libvirt(workers, config.name),
         workers=workers,
         cluster=cluster,

@@ -8,6 +8,7 @@ import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from ftkvm import __version__
 from ftkvm.agent.health import Health
@@ -27,6 +28,7 @@ def build_app(service: Service, health: Health, routers: Iterable[APIRouter] = (
     app = FastAPI(title="ftkvm agent", version=__version__, lifespan=_lifespan)
     app.add_exception_handler(FtkvmError, _known_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
+    app.add_exception_handler(HTTPException, _no_such_thing)
     app.add_exception_handler(Exception, _unforeseen)
     for router in (hosts.router(service, health), vms.router(service), ft.router(service), local.router(service)):
         app.include_router(router)
@@ -48,6 +50,11 @@ async def _known_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def _bad_request(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": FtkvmError("FTKVM-901", detail=str(error)).to_json()}, 400)
+
+
+async def _no_such_thing(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": FtkvmError("FTKVM-901", detail=error.detail).to_json()}, error.status_code)
 
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:

@@ -1,28 +1,48 @@
 """Serves the API over HTTPS in a thread of its own; only clients with a certificate of our authority get in."""
 
+import asyncio
 import logging
 import ssl
 import threading
 import time
 
 import uvicorn
-from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ftkvm.adapters.pki import TlsFiles
+from ftkvm.adapters.trust import Trust
+from ftkvm.api.guard import SSL_OBJECT, App, Guard, Hosts, Receive, Scope, Send
 from ftkvm.catalogue import FtkvmError
 
 log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 15.0
 
 
+class _Protocol(H11Protocol):
+    """uvicorn's, with the connection's TLS object in each request's scope: ASGI has no place for certificates."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        inner, ssl_object = self.app, transport.get_extra_info("ssl_object")
+
+        async def with_certificate(scope: Scope, receive: Receive, send: Send) -> None:
+            await inner({**scope, SSL_OBJECT: ssl_object}, receive, send)
+
+        self.app = with_certificate
+
+
 class ApiServer:
     """One listening socket, one thread; :meth:`start` returns when it listens."""
 
-    def __init__(self, app: FastAPI, files: TlsFiles, port: int, address: str = "0.0.0.0") -> None:
+    def __init__(self, app: App, trust: Trust, port: int, hosts: Hosts, address: str = "0.0.0.0") -> None:
+        files = trust.files
         config = uvicorn.Config(
-            app,
+            Guard(app, trust, hosts),
             host=address,
             port=port,
+            http=_Protocol,
+            ws="none",
+            proxy_headers=False,
+            interface="asgi3",
             ssl_certfile=str(files.certificate),
             ssl_keyfile=str(files.key),
             ssl_ca_certs=str(files.authority),
@@ -34,8 +54,7 @@ class ApiServer:
             limit_concurrency=300,
         )
         config.load()
-        if config.ssl is not None:
-            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
+        config.ssl = trust.server_context()  # takes renewed certificates while it serves
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, name="api", daemon=True)
 

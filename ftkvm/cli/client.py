@@ -54,6 +54,13 @@ class AgentClient:
                     raise
         raise FtkvmError("FTKVM-607", cluster=self.cluster.cluster, hosts=", ".join(sorted(self.cluster.hosts)))
 
+    def ask(self, host: str, method: str, path: str, json: Json | None = None, timeout_s: float = 10.0) -> Json:
+        """Ask one host's agent, and no other.
+
+        :raises FtkvmError: its message; FTKVM-202, 321 it is not reached; FTKVM-211 outcome unknown
+        """
+        return self._peers.call(host, method, path, json, timeout_s)
+
     def _find(self) -> str:
         """The first agent that answers and is well; else one that answers at all."""
         names = sorted(self.cluster.hosts)

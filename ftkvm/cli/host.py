@@ -7,9 +7,11 @@ from urllib.parse import quote
 import click
 
 from ftkvm.catalogue import FtkvmError
+from ftkvm.cli.cert import spread_list
 from ftkvm.cli.client import AgentClient
 from ftkvm.cli.names import require_name
 from ftkvm.cli.output import Reporter, output_option
+from ftkvm.core.trust import Role
 from ftkvm.home import Home
 
 
@@ -113,7 +115,13 @@ def remove(name: str, dead: bool, output: str) -> None:
     if known == cluster.hosts:
         raise FtkvmError("FTKVM-201", host=name)
     client.home.save(replace(cluster, hosts=known))
-    reporter.result(answer, f"Host {name} is out of the cluster.")
+    serials = {str(row["serial"]) for row in client.home.issued() if row["name"] == name and row["role"] == Role.HOST}
+    missed: list[str] = []
+    if serials:
+        client.home.revoke(serials)
+        missed = spread_list(client, sorted(known))
+    answer = {**answer, "revoked": sorted(serials), "not_told": missed}
+    reporter.result(answer, f"Host {name} is out of the cluster, its certificates are revoked.")
 
 
 @host.command()

@@ -12,6 +12,7 @@ import click
 
 from ftkvm import __version__
 from ftkvm.catalogue import FtkvmError
+from ftkvm.cli.cert import cert
 from ftkvm.cli.check import check
 from ftkvm.cli.cluster import cluster
 from ftkvm.cli.explain import explain
@@ -27,7 +28,7 @@ def cli() -> None:
     """High availability and fault tolerance for QEMU/KVM virtual machines."""
 
 
-for command in (cluster, host, vm, enable, disable, turn_off, test, status, check, explain):
+for command in (cluster, host, vm, enable, disable, turn_off, test, status, check, cert, explain):
     cli.add_command(command)
 if importlib.util.find_spec("ftkvm.lab") is not None:  # hosts have no lab, and no simulator
     from ftkvm.cli.lab import lab

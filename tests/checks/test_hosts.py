@@ -8,7 +8,7 @@ from ftkvm.adapters import kvm_probe
 from ftkvm.core.checks import cluster, host
 from ftkvm.core.checks.cluster import ClusterView, look
 from ftkvm.core.checks.cpu import GROUPS, Cpu, alike, differences, group_of, parse, read_groups
-from ftkvm.core.checks.host import HostView, Kvm, KvmSigns, Link, judge_kvm
+from ftkvm.core.checks.host import CertificateSigns, HostView, Kvm, KvmSigns, Link, judge_kvm
 from ftkvm.core.checks.model import Finding, Severity, run
 from ftkvm.core.facts import DatastoreState
 from ftkvm.core.placement import HostFacts, Refusal, VmNeeds, choose_secondary
@@ -80,6 +80,10 @@ def test_four_reasons_why_guests_do_not_run(signs: KvmSigns, state: Kvm) -> None
     ({"qemu": (10, 0, 6)}, "FTKVM-207", "error"),
     ({"libvirt": (10, 9, 0)}, "FTKVM-208", "error"),
     ({"missing_bridges": ("br-vm",)}, "FTKVM-213", "error"),
+    ({"certificate": CertificateSigns(days_left=-1)}, "FTKVM-329", "error"),
+    ({"certificate": CertificateSigns(days_left=59)}, "FTKVM-329", "warning"),
+    ({"certificate": CertificateSigns(days_left=900, revoked=True)}, "FTKVM-335", "error"),
+    ({"certificate": CertificateSigns(error="no such file")}, "FTKVM-336", "error"),
     ({"links": {"management": LINKS["management"], "migration": LINKS["migration"]}}, "FTKVM-227", "error"),
     ({"links": {**LINKS, "ft": replace(LINKS["ft"], nic="eno1")}}, "FTKVM-228", "warning"),
     ({"links": {**LINKS, "migration": replace(LINKS["migration"], nic="ens1")}}, "FTKVM-228", "warning"),
@@ -105,6 +109,10 @@ def test_a_host_survives_the_wire() -> None:
             "links": {kind: asdict(link) for kind, link in LINKS.items()}, "qemu": [11, 1, 3], "libvirt": [11, 3, 0],
             "ftkvm": "0.3", "trouble": None, "missing_bridges": []}  # fmt: skip
     assert HostView.from_json(said, maintenance=False, emulation=False) == GOOD
+    certificate = {"error": None, "days_left": 800, "revoked": False}
+    assert HostView.from_json({**said, "certificate": certificate}, maintenance=False, emulation=False) == replace(
+        GOOD, certificate=CertificateSigns(800)
+    )
 
 
 def two(**changed: object) -> ClusterView:

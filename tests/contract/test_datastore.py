@@ -141,3 +141,30 @@ def test_each_failure_has_its_message(datastore: DirectoryDatastore, number: int
     with pytest.raises(FtkvmError) as caught, datastore._errors("a"):
         raise OSError(number, os.strerror(number))
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("planted", ["config", "config/0000001.json"])
+def test_a_planted_link_is_neither_read_nor_written_through(tmp_path: Path, planted: str) -> None:
+    store = DirectoryDatastore(tmp_path / "ds", "host1")
+    (tmp_path / "ds").mkdir()
+    store.initialise()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    secret = outside / "0000001.json"
+    secret.write_text('{"format": 1, "secret": 1}\n')
+    link = tmp_path / "ds" / ".ftkvm" / planted
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(outside if planted == "config" else secret)
+    path = "config/0000001.json"
+    for attempt in (
+        lambda: store.read_json(path),
+        lambda: store.create_once(path, {}),
+        lambda: store.replace(path, {}),
+        lambda: store.append_line(path, {"event": "x"}),
+        lambda: store.remove(path),
+    ):
+        with pytest.raises(CorruptFile) as caught:
+            attempt()
+        assert caught.value.code == "FTKVM-334"
+    assert secret.read_text() == '{"format": 1, "secret": 1}\n'
+    assert [each.name for each in outside.iterdir()] == [secret.name]

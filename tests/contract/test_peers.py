@@ -12,9 +12,12 @@ from fastapi.responses import JSONResponse
 
 from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.adapters.pki import Authority, KeyPair, TlsFiles, write_private
+from ftkvm.adapters.trust import Trust
+from ftkvm.api.guard import Hosts
 from ftkvm.api.server import ApiServer
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostEntry
+from ftkvm.core.trust import Role
 from ftkvm.ports import PeerUnknown, PeerUnreachable
 
 
@@ -24,6 +27,10 @@ def _files(directory: Path, authority: Authority, pair: KeyPair, name: str) -> T
     write_private(directory / f"{name}.crt", pair.certificate)
     write_private(directory / f"{name}.key", pair.key)
     return TlsFiles.in_directory(directory, name)
+
+
+def anybody() -> Hosts:
+    return Hosts(lambda _name: True, lambda _name: None)
 
 
 def _free_port() -> int:
@@ -59,16 +66,16 @@ def authority() -> Authority:
 @pytest.fixture(scope="module")
 def entry(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostEntry]:
     found = HostEntry("host1", "127.0.0.1", "127.0.0.1", "127.0.0.1", api_port=_free_port())
-    pair = authority.issue("host1", ("127.0.0.1",), server=True)
+    pair = authority.issue("host1", ("127.0.0.1",), role=Role.HOST)
     files = _files(tmp_path_factory.mktemp("host"), authority, pair, "host")
-    server = ApiServer(_application(), files, found.api_port, "127.0.0.1")
+    server = ApiServer(_application(), Trust(files), found.api_port, anybody(), "127.0.0.1")
     server.start()
     yield found
     server.stop()
 
 
 def _peers(directory: Path, authority: Authority, entry: HostEntry, issuer: Authority | None = None) -> HttpsPeers:
-    pair = (issuer or authority).issue("operator", server=False)
+    pair = (issuer or authority).issue("operator", role=Role.ADMINISTRATOR)
     return HttpsPeers(lambda _host: entry, _files(directory, authority, pair, "client").client_context())
 
 
@@ -137,7 +144,7 @@ def test_a_dead_host_costs_little_the_second_time(tmp_path: Path, authority: Aut
 
 
 def test_certificates_stay_good_only_for_what_they_name(authority: Authority) -> None:
-    pair = authority.issue("host1", ("10.0.0.1", "10.0.1.1"), server=True)
+    pair = authority.issue("host1", ("10.0.0.1", "10.0.1.1"), role=Role.HOST)
     assert authority.still_good(pair.certificate, "host1", ("10.0.1.1", "10.0.0.1"))
     assert not authority.still_good(pair.certificate, "host2", ("10.0.0.1", "10.0.1.1"))
     assert not authority.still_good(pair.certificate, "host1", ("10.0.0.1",))

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from ftkvm.adapters.pki import Authority, TlsFiles, write_private
+from ftkvm.adapters.trust import Trust
 from ftkvm.adapters.tunnel import Tunnel, TunnelServer
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostEntry
+from ftkvm.core.trust import Role
 
 
 def _files(directory: Path, authority: Authority, name: str) -> TlsFiles:
     directory.mkdir(parents=True, exist_ok=True)
-    pair = authority.issue(name, ("127.0.0.1",), server=True)
+    pair = authority.issue(name, ("127.0.0.1",), role=Role.HOST)
     write_private(directory / "ca.crt", authority.certificate)
     write_private(directory / "host.crt", pair.certificate)
     write_private(directory / "host.key", pair.key)
@@ -56,7 +58,7 @@ def host2(tmp_path: Path, authority: Authority, echo: Path) -> Iterator[HostEntr
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     files = _files(tmp_path / "host2", authority, "host2")
-    server = TunnelServer(files, "127.0.0.1", port, lambda name: name == "host1", echo)
+    server = TunnelServer(Trust(files), "127.0.0.1", port, lambda name: name == "host1", echo)
     server.start()
     yield HostEntry("host2", "127.0.0.1", "127.0.0.1", "127.0.0.1", tunnel_port=port)
     server.stop()

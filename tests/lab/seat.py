@@ -111,7 +111,7 @@ class Seat:
         :param change: makes another shape of the domain's XML
         """
         files = guests.install_files()
-        number = 160 + 2 * names.number(self.hosts[0].name) + len(self.guests)
+        number = 160 + 2 * (names.number(self.hosts[0].name) % 45) + len(self.guests)
         made = Guest(name, str(uuid.uuid4()), number, f"{self.inside}/images/{name}.qcow2")
         (self.datastore / "images").mkdir(exist_ok=True)
         self.image(f"{name}.qcow2", "1G")

@@ -7,6 +7,7 @@ from typing import Any
 
 from ftkvm.core.checks.cpu import Cpu
 from ftkvm.core.checks.model import Check, Finding, Severity
+from ftkvm.core.trust import ALARM_DAYS
 from ftkvm.core.versions import too_old
 
 LEAST_MBIT_S = 1000
@@ -60,6 +61,15 @@ class Link:
 
 
 @dataclass(frozen=True)
+class CertificateSigns:
+    """What a host says of its own certificate. ``error``: why it cannot be read."""
+
+    days_left: int = 0
+    revoked: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class HostView:
     """All that the checks of a host look at. ``trouble``: what its own health says (code and parameters)."""
 
@@ -76,6 +86,8 @@ class HostView:
     trouble: Finding | None = None
     maintenance: bool = False
     missing_bridges: tuple[str, ...] = ()
+    certificate: CertificateSigns | None = None
+    """None: the host did not say."""
     emulation: bool = False
     """The cluster's setting ft.emulation: guests may be emulated."""
 
@@ -98,8 +110,32 @@ class HostView:
             Finding(trouble["code"], trouble["params"]) if trouble else None,
             maintenance,
             tuple(document["missing_bridges"]),
+            _certificate_signs(document.get("certificate")),
             emulation,
         )
+
+
+def _certificate_signs(said: Mapping[str, Any] | None) -> CertificateSigns | None:
+    if said is None:
+        return None
+    return CertificateSigns(int(said.get("days_left", 0)), bool(said.get("revoked")), str(said.get("error") or ""))
+
+
+def judge_certificate(signs: CertificateSigns) -> Iterator[Finding]:
+    """What is wrong with a host's own certificate; also asked before FT is turned on."""
+    if signs.error:
+        yield Finding("FTKVM-336", {"detail": signs.error})
+    elif signs.revoked:
+        yield Finding("FTKVM-335", {})
+    elif signs.days_left < 0:
+        yield Finding("FTKVM-329", {"when": f"ended {-signs.days_left - 1} days ago"})
+    elif signs.days_left < ALARM_DAYS:
+        yield Finding("FTKVM-329", {"when": f"ends in {signs.days_left} days"}, Severity.WARNING)
+
+
+def _certificate(host: HostView) -> Iterator[Finding]:
+    if host.certificate is not None:
+        yield from judge_certificate(host.certificate)
 
 
 def _active(host: HostView) -> Iterator[Finding]:
@@ -179,6 +215,7 @@ def _jumbo(host: HostView) -> Iterator[Finding]:
 CHECKS: tuple[Check[HostView], ...] = (
     Check("active", "it is not in maintenance", _active),
     Check("health", "agent, libvirt and datastore work", _health),
+    Check("certificate", "its certificate counts, and for long enough", _certificate),
     Check("versions", "QEMU and libvirt are new enough", _versions),
     Check("virtualisation", "the processor runs guests", _virtualisation),
     Check("processor-group", "its processor is a known one", _group),
