@@ -61,6 +61,8 @@ class Stage:
             started = time.monotonic()
             self.ftkvm("host", "add", host)
             say(f"{host} is prepared and in the cluster ({time.monotonic() - started:.1f} s)")
+        self.ftkvm("cluster", "set", "ft.emulation=on")
+        say("the cluster allows FT for emulated guests (ft.emulation=on): it is a lab")
 
     def vm_status(self, vm: str) -> dict[str, Any]:
         """What ``ftkvm status`` says of a VM; empty when it cannot say anything now."""

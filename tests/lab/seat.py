@@ -52,6 +52,7 @@ class Seat:
         self.datastore = names.DATASTORE / f"test-{os.getpid()}"
         self.inside = f"{names.DATASTORE_MOUNT}/{self.datastore.name}"
         self.known_hosts = directory / ".ssh/known_hosts"
+        self._emulation = False
         self.guests: list[str] = []
 
     def up(self) -> None:
@@ -95,7 +96,11 @@ class Seat:
         return said.out
 
     def add_host(self, host: Host, *more: str) -> Said:
-        return self.run("host", "add", host.name, "--address", self.address(host), *more)
+        said = self.run("host", "add", host.name, "--address", self.address(host), *more)
+        if said.status == 0 and not self._emulation and "--dry-run" not in more:
+            self.ok("cluster", "set", "ft.emulation=on")  # its guests are emulated: a cluster must allow that
+            self._emulation = True
+        return said
 
     def define(self, host: Host, name: str, driver: str = "<driver name='qemu'/>", size: str = "64M") -> None:
         """Define a domain without a system on its disk, as somebody without ftkvm would."""

@@ -1,6 +1,8 @@
 """Which domains can be protected: each refusal, alone, on an otherwise good domain."""
 # ruff: noqa: E501  (XML)
 
+from dataclasses import replace
+
 import pytest
 
 from ftkvm.core.checks.domain import ImageFacts, Rules, VmFacts, disk_files
@@ -26,9 +28,19 @@ def codes(xml: str, images: dict[str, ImageFacts] | None = None) -> list[str]:
 
 
 @pytest.mark.parametrize("machine", ["pc", "q35", "pc-i440fx-7.2", "pc-q35-11.1"])
-@pytest.mark.parametrize("kind", ["kvm", "qemu"])
-def test_good(machine: str, kind: str) -> None:
-    assert codes(domain(machine=machine, kind=kind), {"/srv/ft/a.qcow2": ImageFacts("qcow2")}) == []
+def test_good(machine: str) -> None:
+    assert codes(domain(machine=machine), {"/srv/ft/a.qcow2": ImageFacts("qcow2")}) == []
+
+
+@pytest.mark.parametrize(
+    ("allowed", "for_ft", "code", "passes"),
+    [(False, True, "FTKVM-136", False), (True, True, "FTKVM-137", True), (False, False, "", True)],
+)
+def test_emulation_is_allowed_on_purpose_or_not_at_all(allowed: bool, for_ft: bool, code: str, passes: bool) -> None:
+    facts = VmFacts.of(domain(kind="qemu"), replace(RULES, emulation=allowed))
+    report = run("vm vm1", CHECKS, facts, for_ft=for_ft, vm="vm1")
+    assert [each.code for each in report.findings] == ([code] if code else [])
+    assert (not report.errors) is passes
 
 
 @pytest.mark.parametrize("extra", [

@@ -26,6 +26,8 @@ class Rules:
     datastore: str
     bridge: str = "br-vm"
     max_vcpus: int = MAX_VCPUS
+    emulation: bool = False
+    """The cluster's setting ft.emulation: FT may be turned on for emulated guests."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,14 @@ def _domain_type(vm: VmFacts) -> Iterator[Finding]:
         yield Finding("FTKVM-129", {"type": kind or "(none)"})
 
 
+def _emulated(vm: VmFacts) -> Iterator[Finding]:
+    if vm.domain.get("type", "") == "qemu":
+        if vm.rules.emulation:
+            yield Finding("FTKVM-137", {}, Severity.WARNING)
+        else:
+            yield Finding("FTKVM-136", {})
+
+
 def _machine(vm: VmFacts) -> Iterator[Finding]:
     name = attribute(vm.domain, "os/type", "machine") or "pc"
     if not (name in ("pc", "q35") or name.startswith(("pc-i440fx-", "pc-q35-"))):
@@ -223,6 +231,7 @@ CHECKS: tuple[Check[VmFacts], ...] = (
     Check("storage", "disks and CD-ROMs are files on the datastore", _shared_storage, Severity.WARNING),
     Check("nic-types", "NICs are on bridges of the cluster", _nic_types, Severity.WARNING),
     Check("ha", "HA restarts it", _ha, Severity.WARNING),
+    Check("virtualisation", "runs on the host's processor", _emulated),
     Check("machine", "machine type", _machine),
     Check("firmware", "firmware", _firmware),
     Check("sealed-memory", "memory can be copied", _sealed_memory),

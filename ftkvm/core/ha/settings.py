@@ -94,8 +94,8 @@ SETTINGS: dict[str, Setting] = {
                 "stops its VMs", _LATER),
         _number("ha.watchdog_ms", 5000, "ms", 1000, 60_000, "the watchdog ends a host whose agent does not pet it for "
                 "this long", _LATER, 1000),
-        _flag("ft.emulation", False, "guests may be emulated: `ftkvm check` then only warns of hosts whose "
-              "processor runs no guests; for trials"),
+        _flag("ft.emulation", False, "guests may be emulated, also with FT: `ftkvm check` then only warns of hosts "
+              "whose processor runs no guests; for trials"),
         _number("ha.max_attempts", 5, "attempts", 1, 100, "so often a restart is tried"),
         _number("ha.retry_first_ms", 5000, "ms", 1000, 600_000, "pause before the second attempt; doubles each time"),
         _number("ha.retry_most_ms", 60_000, "ms", 1000, 3_600_000, "longest pause between attempts"),
