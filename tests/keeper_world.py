@@ -201,6 +201,7 @@ class Traffic:
             return sock
 
         self._out, self._in = socket_in(made.netns("vm"), sender), socket_in(made.netns("lan"), receiver)
+        self.sent: list[float] = []
         self.arrived: list[float] = []
         self._ending = threading.Event()
         self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
@@ -210,7 +211,9 @@ class Traffic:
     def _send(self) -> None:
         while not self._ending.wait(0.005):
             with contextlib.suppress(OSError):
-                self._out.sendto(repr(time.monotonic()).encode(), ("10.232.0.255", 5555))
+                at = time.monotonic()
+                self._out.sendto(repr(at).encode(), ("10.232.0.255", 5555))
+                self.sent.append(at)
 
     def _receive(self) -> None:
         while not self._ending.is_set():

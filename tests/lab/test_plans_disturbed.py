@@ -172,7 +172,14 @@ def test_disturbed(seat: Seat, disk: Disk, plan: str, step: str, damage: str) ->
         seat.power_on(*lost)
     seat.wait_hosts()
     entry = settled(seat)
-    print(plan, step, damage, "->", [each.code or "done" for each in said], json.dumps((entry.get("pair") or {}).get("last_failover")))
+    print(
+        plan,
+        step,
+        damage,
+        "->",
+        [each.code or "done" for each in said],
+        json.dumps((entry.get("pair") or {}).get("last_failover")),
+    )
     runs = entry["state"] == "running"
     assert len(running_on(seat, 5.0 if runs else 0.0)) == int(runs)
     if here.name not in lost:
