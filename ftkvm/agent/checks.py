@@ -80,7 +80,17 @@ class Checks:
             views.append(HostView.from_json(answer, maintenance=resting, emulation=self._emulation()))
         facts = {each.name: each for each in placing.hosts_facts(self._ctx)}
         now = settings.in_force(config.settings)
-        view = ClusterView(tuple(views), facts, silent, bool(now["ha.enabled"]), bool(now["ha.host_monitoring"]))
+        pinged = [str(now[name]) for name in now if name.startswith("das.isolationaddress") and now[name]]
+        pinged += ["gateway"] if now["das.usedefaultisolationaddress"] else []
+        view = ClusterView(
+            tuple(views),
+            facts,
+            silent,
+            bool(now["ha.enabled"]),
+            bool(now["ha.host_monitoring"]),
+            ha_networks=tuple(filter(None, str(now["ha.networks"]).split(","))),
+            isolation_addresses=tuple(pinged),
+        )
         return look(config.cluster, view).to_json()
 
     def host_here(self) -> Json:

@@ -49,6 +49,14 @@ def test_the_first_processor_is_read() -> None:
     assert found is not None and found.name == "Intel Ice Lake"
 
 
+def test_one_way_for_heartbeats_or_none_to_ping_is_told() -> None:
+    two = replace(GOOD, name="h2")
+    facts = {"h1": FACTS, "h2": replace(FACTS, name="h2")}
+    one = ClusterView((GOOD, two), facts, ha_networks=("management",), isolation_addresses=())
+    assert [code for code, severity in found_in(one) if severity is Severity.WARNING] == ["FTKVM-245", "FTKVM-246"]
+    assert found_in(replace(one, ha_networks=("management", "migration"), isolation_addresses=("10.0.0.1",))) == []
+
+
 def test_good() -> None:
     assert codes(GOOD) == []
 

@@ -24,6 +24,9 @@ class ClusterView:
     silent: Mapping[str, Finding] = field(default_factory=dict)
     ha: bool = True
     host_monitoring: bool = True
+    ha_networks: tuple[str, ...] = ("management", "migration")
+    isolation_addresses: tuple[str, ...] = ("gateway",)
+    """What an isolated host pings; ``gateway`` stands for each host's default gateway."""
 
     @property
     def pairs(self) -> Iterator[tuple[HostView, HostView]]:
@@ -38,6 +41,14 @@ def _ha(cluster: ClusterView) -> Iterator[Finding]:
     for name, on in (("ha.enabled", cluster.ha), ("ha.host_monitoring", cluster.host_monitoring)):
         if not on:
             yield Finding("FTKVM-231", {"setting": name}, Severity.WARNING)
+
+
+def _best_practice(cluster: ClusterView) -> Iterator[Finding]:
+    """What works, and leaves one thing whose loss HA cannot tell from a dead host (HA-22)."""
+    if len(cluster.ha_networks) < 2:
+        yield Finding("FTKVM-245", {"networks": ", ".join(cluster.ha_networks) or "none"}, Severity.WARNING)
+    if not cluster.isolation_addresses:
+        yield Finding("FTKVM-246", {}, Severity.WARNING)
 
 
 def _pairing(cluster: ClusterView) -> Iterator[Finding]:
@@ -95,6 +106,7 @@ def _mtu(cluster: ClusterView) -> Iterator[Finding]:
 CHECKS: tuple[Check[ClusterView], ...] = (
     Check("answers", "all hosts answer", _answers),
     Check("ha", "HA and host monitoring are on", _ha),
+    Check("best-practice", "heartbeats and isolation have a second way", _best_practice),
     Check("pairing", "two hosts fit each other", _pairing),
     Check("processors", "processors are alike", _processors),
     Check("same-versions", "versions are the same everywhere", _versions),
