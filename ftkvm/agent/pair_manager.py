@@ -17,6 +17,7 @@ from ..catalogue import FtkvmError
 from ..core.chain import EpochImages, garbage, parse_overlay
 from ..core.facts import FtSettings
 from ..core.ft_settings import effective
+from ..core.lockstep import colour
 from ..core.pair import Observation, QemuState, Role, Winner
 from ..core.reasons import NOBODY_GOES_LIVE, Reason
 from ..core.states import view
@@ -556,6 +557,8 @@ class PairManager:
         decided = isinstance(observation.winner, Winner)
         pair = records.pair
         cause = self.refusals.get(worker.uuid) if not protected else None
+        figures = worker.figures.summary()
+        shade = colour(figures["lockstep_interval_s"], worker.pacer.interval_ms) if protected else None
         return {
             "vm": worker.name,
             "uuid": worker.uuid,
@@ -568,7 +571,8 @@ class PairManager:
             "epoch": pair.epoch if pair else 0,
             "operation": worker.operation_name,
             "warnings": [*_warnings(records.ft_settings), *_mute(observation, worker.settings)],
-            **worker.figures.summary(),
+            **figures,
+            "lockstep": str(shade) if shade else None,
             "checkpoint_interval_ms": worker.pacer.interval_ms,
             "checkpoint_interval_why": worker.pacer.why,
             "log_bandwidth_mbit_s": worker.pacer.log_bandwidth_mbit_s,

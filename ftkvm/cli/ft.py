@@ -97,6 +97,12 @@ def restart_secondary(vm: str, output: str) -> None:
     reporter.result(done, text + _again(said["secondary_host"], said["unprotected_s"]))
 
 
+_SLOW = (
+    "its second copy follows slowly (lockstep interval {seconds} s) and slows the VM: look at the load of the "
+    "secondary's host and at the FT network"
+)
+
+
 def _tried(vm: str, what: str, reporter: Reporter) -> Json:
     client = AgentClient()
     return client.wait(client.call("POST", f"/v1/vms/{quote(vm)}/ft/test/{what}", {}, 30.0), reporter)
@@ -157,7 +163,10 @@ def _render(document: Json) -> Group:
         pair = entry["pair"] or {}
         if entry["ft"] and pair.get("cause"):
             parts.append(Text(f"{entry['name']}: {pair['cause']}", style="yellow"))
-    for entry in document["vms"]:
+    for entry in vms:
+        pair = entry["pair"] or {}
+        if pair.get("lockstep") in ("yellow", "red"):
+            parts.append(Text(f"{entry['name']}: {_SLOW.format(seconds=pair['lockstep_interval_s'])}", style="yellow"))
         for warning in (entry.get("pair") or {}).get("warnings", []):
             parts.append(Text(f"{entry['name']}: {warning}", style="yellow"))
     for error in document["silent_hosts"].values():
@@ -191,7 +200,7 @@ def _row(entry: Json) -> tuple[object, ...]:
         pair.get("shown_as") or pair.get("state"),
         pair.get("secondary_host"),
         pair.get("epoch") or None,
-        f"{interval} ms" if interval else None,
+        " ".join(filter(None, (f"{interval} ms" if interval else None, pair.get("lockstep")))) or None,
         pair.get("log_bandwidth_mbit_s"),
         _failover(failover),
     )
