@@ -60,6 +60,23 @@ def test_an_old_beat_played_back_does_not_count() -> None:
     assert max(a.seen()["b"].networks.values()) == 2000
 
 
+def test_a_beat_played_back_at_once_keeps_no_dead_host_alive() -> None:
+    """Recorded on the wire and sent again until its echo is too old: the host counts as heard when it was heard."""
+    a, b = BeatTable("a", KEY, 1), BeatTable("b", KEY, 1)
+    for now in (1000, 2000):
+        exchange(a, b, now)
+    recorded = b.datagrams(2100, PLAN, BODY)
+    for network, _address, datagram in recorded:
+        a.heard(2200, network, datagram, PLAN)
+    assert a.seen()["b"].networks == {"m": 2200, "g": 2200}
+    for now in range(2300, 12000, 100):  # b is dead
+        if now % 1000 == 0:
+            a.datagrams(now, PLAN, BODY)
+        for network, _address, datagram in recorded:
+            assert a.heard(now, network, datagram, PLAN) is None
+    assert a.seen()["b"].networks == {"m": 2200, "g": 2200}
+
+
 def test_a_beat_of_another_key_host_network_or_addressee_does_not_count() -> None:
     a = BeatTable("a", KEY, 7)
     a.datagrams(1000, PLAN, BODY)

@@ -1,7 +1,8 @@
 """Beats between agents: one authenticated datagram a second to every host over every HA network, and who was heard.
 
 A beat counts only if it echoes the number of a beat that *we* sent on that network less than ``FRESH_MS`` ago: it was
-made after that, whatever queue it waited in, nobody can play back an old one, and the way there works both ways. The
+made after that, whatever queue it waited in, nobody can play back an old one, and the way there works both ways. One
+played back at once does not count either: its number has to grow. The
 frame is the keepers' (``ftkvm.keeper.beat``) with a magic of its own.
 """
 
@@ -135,8 +136,12 @@ class BeatTable:
             line = peer.lines.setdefault(network, _Line())
             sent = self._sent.get(beat.echo)
             fresh = sent is not None and now - sent < FRESH_MS
-            if fresh or beat.seq > line.their_seq:  # a host whose clock was set back begins again with its first fresh
-                line.their_seq = beat.seq
+            # A number that does not grow is a duplicate or a replay. Only after FRESH_MS of silence may it be lower (a
+            # host whose clock was set back, then restarted): whatever was recorded before is no longer fresh by then.
+            quiet = line.heard_ms is None or now - line.heard_ms >= FRESH_MS
+            if beat.seq <= line.their_seq and not (fresh and quiet):
+                return None
+            line.their_seq = beat.seq
             if not fresh:
                 return None
             last = max((each.heard_ms for each in peer.lines.values() if each.heard_ms is not None), default=None)
