@@ -86,8 +86,9 @@ class Checks:
             tuple(views),
             facts,
             silent,
-            bool(now["ha.enabled"]),
-            bool(now["ha.host_monitoring"]),
+            size=len(config.hosts),
+            ha=bool(now["ha.enabled"]),
+            host_monitoring=bool(now["ha.host_monitoring"]),
             ha_networks=tuple(filter(None, str(now["ha.networks"]).split(","))),
             isolation_addresses=tuple(pinged),
         )
@@ -115,6 +116,7 @@ class Checks:
             "ftkvm": __version__,
             "trouble": {"code": trouble["code"], "params": trouble["params"]} if trouble else None,
             "certificate": security.state() if isinstance(security, Security) else None,
+            "ft_copies": sum(1 for _spec in (config.paths.run / "pairs").glob("*.json")),
             "missing_bridges": sorted(set(config.vm_bridges) - set(health.get("bridges", config.vm_bridges))),
         }
 

@@ -146,7 +146,8 @@ class ClusterSettings:
     def change_vm(self, name: str, words: Mapping[str, str]) -> Json:
         """Change a VM's FT (ft.*) and HA (ha.*) settings; all or none.
 
-        :raises FtkvmError: FTKVM-114, FTKVM-637 a bad name or value, FTKVM-630 … 633 a reservation is too high
+        :raises FtkvmError: FTKVM-114, FTKVM-637 a bad name or value, FTKVM-630 … 633 a reservation is too high,
+            FTKVM-139 FT is on, and all memory is reserved (FT-11)
         """
         record = self._vms.find(name)
         ha_words = {key: text for key, text in words.items() if key.startswith("ha.")}
@@ -160,6 +161,8 @@ class ClusterSettings:
             budget.check_vm(settings.vm_values(self._ctx.cluster.current(fresh=True).settings, ha))
         except BadSetting as error:
             raise FtkvmError("FTKVM-637", vm=record.name, name=error.name, detail=error.detail) from error
+        if record.ft_enabled and "ha.memory_reservation_mb" in ha_words:
+            raise FtkvmError("FTKVM-139", vm=record.name)
         changed = replace(record, ft_settings=ft, ha=ha)
         if ha_words.keys() & {"ha.cpu_reservation_mhz", "ha.memory_reservation_mb"}:
             self._admission.require_reservation(record, changed)

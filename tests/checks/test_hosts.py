@@ -146,6 +146,8 @@ def test_a_good_cluster() -> None:
     (two(qemu=(11, 2, 0)), "FTKVM-235", Severity.WARNING),
     (two(ftkvm="0.4"), "FTKVM-235", Severity.WARNING),
     (two(mhz=3000), "FTKVM-236", Severity.WARNING),
+    (replace(two(), size=2), "FTKVM-247", Severity.WARNING),
+    (two(ft_copies=5), "FTKVM-248", Severity.WARNING),
     (two(governor="powersave"), "FTKVM-236", Severity.WARNING),
     (two(links={**LINKS, "migration": Link("ens2", 10000, 1500)}), "FTKVM-237", Severity.WARNING),
     (two(cpu=replace(CPU, stepping=7)), "FTKVM-234", Severity.WARNING),

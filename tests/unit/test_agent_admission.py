@@ -248,6 +248,16 @@ def test_a_vms_settings_all_or_none(world: World) -> None:
     assert world.vms.find("vm1").ha == {}
 
 
+def test_with_ft_on_the_memory_reservation_is_not_editable(world: World) -> None:
+    """FT-11; what was set before is left as it was."""
+    world.vm(1, "h1", ft=True, ha={"ha.memory_reservation_mb": 1000})
+    with pytest.raises(FtkvmError) as caught:
+        world.settings.change_vm("vm1", {"ha.memory_reservation_mb": "2000"})
+    assert code(caught)[0] == "FTKVM-139"
+    world.settings.change_vm("vm1", {"ha.restart_priority": "high"})
+    assert world.vms.find("vm1").ha == {"ha.memory_reservation_mb": 1000, "ha.restart_priority": "high"}
+
+
 def test_raising_a_reservation_that_makes_the_slot_too_large(world: World) -> None:
     for number in range(1, 8):
         world.vm(number, f"h{number % 3 + 1}", ha={"ha.memory_reservation_mb": 1000})

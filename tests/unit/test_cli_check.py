@@ -21,7 +21,7 @@ def report(case: str) -> dict[str, object]:
 
 def test_compliant(capsys: pytest.CaptureFixture[str]) -> None:
     assert show(report("plain-q35"), Reporter()) == 0
-    assert "vm vm1: compliant (20 checks, 0 findings)" in capsys.readouterr().out
+    assert "vm vm1: compliant (21 checks, 0 findings)" in capsys.readouterr().out
 
 
 def test_not_compliant(capsys: pytest.CaptureFixture[str]) -> None:

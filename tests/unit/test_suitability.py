@@ -109,6 +109,12 @@ def test_images_count_more_than_the_xml() -> None:
     assert codes(domain(), {"/srv/ft/a.qcow2": ImageFacts("vdi")}) == ["FTKVM-123"]
 
 
+def test_more_than_sixteen_disks_are_warned_of() -> None:
+    disks = [DISK.replace("dev='vda'", f"dev='vd{letter}'") for letter in "abcdefghijklmnopq"]
+    assert codes(domain("".join(disks[:16]) + NIC)) == []
+    assert codes(domain("".join(disks) + NIC)) == ["FTKVM-138"]
+
+
 def test_all_reasons_are_told() -> None:
     bad = NIC.replace("<driver name='qemu'/>", "") + DISK.replace("virtio", "scsi") + "<sound model='ac97'/>"
     assert codes(domain(bad, machine="virt")) == ["FTKVM-121", "FTKVM-120", "FTKVM-125", "FTKVM-122"]

@@ -11,6 +11,8 @@ from ftkvm.core.checks.model import Check, Finding, Report, Result, Severity, ru
 from ftkvm.core.placement import HostFacts, VmNeeds, why_not
 from ftkvm.core.versions import dotted
 
+LEAST_HOSTS = 3
+"""With two a pair that lost a host has nowhere to be protected again (FT-12)."""
 CLOSE_PERCENT = 10
 """Clocks further apart than this slow a pair down to the slower one's checkpoints."""
 
@@ -22,6 +24,8 @@ class ClusterView:
     hosts: tuple[HostView, ...]
     facts: Mapping[str, HostFacts] = field(default_factory=dict)
     silent: Mapping[str, Finding] = field(default_factory=dict)
+    size: int = 3
+    """Hosts the cluster has, whether they answer or not."""
     ha: bool = True
     host_monitoring: bool = True
     ha_networks: tuple[str, ...] = ("management", "migration")
@@ -41,6 +45,11 @@ def _ha(cluster: ClusterView) -> Iterator[Finding]:
     for name, on in (("ha.enabled", cluster.ha), ("ha.host_monitoring", cluster.host_monitoring)):
         if not on:
             yield Finding("FTKVM-231", {"setting": name}, Severity.WARNING)
+
+
+def _size(cluster: ClusterView) -> Iterator[Finding]:
+    if cluster.size < LEAST_HOSTS:
+        yield Finding("FTKVM-247", {"hosts": str(cluster.size), "least": str(LEAST_HOSTS)}, Severity.WARNING)
 
 
 def _best_practice(cluster: ClusterView) -> Iterator[Finding]:
@@ -106,6 +115,7 @@ def _mtu(cluster: ClusterView) -> Iterator[Finding]:
 CHECKS: tuple[Check[ClusterView], ...] = (
     Check("answers", "all hosts answer", _answers),
     Check("ha", "HA and host monitoring are on", _ha),
+    Check("size", "three hosts or more", _size),
     Check("best-practice", "heartbeats and isolation have a second way", _best_practice),
     Check("pairing", "two hosts fit each other", _pairing),
     Check("processors", "processors are alike", _processors),

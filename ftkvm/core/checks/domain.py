@@ -19,6 +19,10 @@ class ImageFacts:
     internal_snapshots: int = 0
 
 
+MOST_DISKS = 16
+"""More are warned of (FT-12)."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """What the checks need to know of the cluster."""

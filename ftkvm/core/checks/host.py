@@ -69,6 +69,10 @@ class CertificateSigns:
     error: str = ""
 
 
+MOST_FT_COPIES = 4
+"""Of FT VMs on one host, primaries and secondaries together (FT-12; guide, *Fault tolerance best practices*)."""
+
+
 @dataclass(frozen=True)
 class HostView:
     """All that the checks of a host look at. ``trouble``: what its own health says (code and parameters)."""
@@ -87,6 +91,8 @@ class HostView:
     maintenance: bool = False
     missing_bridges: tuple[str, ...] = ()
     certificate: CertificateSigns | None = None
+    ft_copies: int = 0
+    """Primaries and secondaries that run here."""
     """None: the host did not say."""
     emulation: bool = False
     """The cluster's setting ft.emulation: guests may be emulated."""
@@ -111,6 +117,7 @@ class HostView:
             maintenance,
             tuple(document["missing_bridges"]),
             _certificate_signs(document.get("certificate")),
+            int(document.get("ft_copies", 0)),
             emulation,
         )
 
@@ -131,6 +138,11 @@ def judge_certificate(signs: CertificateSigns) -> Iterator[Finding]:
         yield Finding("FTKVM-329", {"when": f"ended {-signs.days_left - 1} days ago"})
     elif signs.days_left < ALARM_DAYS:
         yield Finding("FTKVM-329", {"when": f"ends in {signs.days_left} days"}, Severity.WARNING)
+
+
+def _ft_copies(host: HostView) -> Iterator[Finding]:
+    if host.ft_copies > MOST_FT_COPIES:
+        yield Finding("FTKVM-248", {"copies": str(host.ft_copies), "most": str(MOST_FT_COPIES)}, Severity.WARNING)
 
 
 def _certificate(host: HostView) -> Iterator[Finding]:
@@ -215,6 +227,7 @@ def _jumbo(host: HostView) -> Iterator[Finding]:
 CHECKS: tuple[Check[HostView], ...] = (
     Check("active", "it is not in maintenance", _active),
     Check("health", "agent, libvirt and datastore work", _health),
+    Check("ft-copies", "not too many FT VMs", _ft_copies),
     Check("certificate", "its certificate counts, and for long enough", _certificate),
     Check("versions", "QEMU and libvirt are new enough", _versions),
     Check("virtualisation", "the processor runs guests", _virtualisation),

@@ -56,6 +56,12 @@ def _machine(vm: VmFacts) -> Iterator[Finding]:
         yield Finding("FTKVM-121", {"machine": name})
 
 
+def _many_disks(vm: VmFacts) -> Iterator[Finding]:
+    count = sum(disk.get("device", "disk") == "disk" for disk in vm.domain.iterfind("devices/disk"))
+    if count > dom.MOST_DISKS:
+        yield Finding("FTKVM-138", {"disks": str(count), "most": str(dom.MOST_DISKS)}, Severity.WARNING)
+
+
 def _firmware(vm: VmFacts) -> Iterator[Finding]:
     os = vm.domain.find("os")
     if os is not None and (os.find("nvram") is not None or os.get("firmware") == "efi"):
@@ -236,6 +242,7 @@ CHECKS: tuple[Check[VmFacts], ...] = (
     Check("firmware", "firmware", _firmware),
     Check("sealed-memory", "memory can be copied", _sealed_memory),
     Check("vcpus", "number of vCPUs", _vcpus),
+    Check("disks", "number of disks", _many_disks),
     Check("nic-back-ends", "NICs go through QEMU", _nic_back_ends),
     Check("disk-kinds", "no floppies, no LUNs", _disk_kinds),
     Check("disk-buses", "disk buses", _disk_buses),
