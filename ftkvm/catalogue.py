@@ -128,6 +128,9 @@ CATALOGUE: dict[str, Message] = dict(
         _m("FTKVM-143", "VM {vm} hangs and is not reset: it cannot be recorded ({detail})",
            "Resets are counted on the datastore, and nothing is reset that is not counted.",
            "Mend the datastore (`ftkvm host list` shows its state); the reset follows by itself.", 6),
+        _m("FTKVM-145", "VM {vm}: disk {disk} could not be written back into its image after the failover: {detail}",
+           "The image below had no room to grow, or the datastore refused a write. The VM runs on, on its image and the overlays above it; nothing is lost.",
+           "Free space on the datastore. It is tried again by itself, at most a minute later; until then the VM gets no second copy."),
         _m("FTKVM-144", "VM {vm} is not monitored: {why}", "Without signs of life from inside, a guest that hangs cannot be told from an idle one.",
            "Install and start qemu-guest-agent in the guest, and give the domain its channel: "
            "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>."),

@@ -51,13 +51,20 @@ class LocalVm:
         self.domains = Domains(ctx.libvirt)
         self.uuid = uuid
         self.name = name
-        self._on_event = on_event
+        self._heard = on_event
+        self.job_error: str | None = None
+        """Why the last block job of this QEMU that failed did (BLOCK_JOB_COMPLETED); libvirt does not pass it on."""
         self._on_closed = on_closed
         self._monitor: Monitor | None = None
         self._shape: Shape | None = None
         self._pid: int | None = None
         self._monitored_pid: int | None = None
         self._connecting = threading.Lock()
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        if event["event"] == "BLOCK_JOB_COMPLETED" and event.get("data", {}).get("error"):
+            self.job_error = str(event["data"]["error"])
+        self._heard(event)
 
     # -- the process ---------------------------------------------------------------------------------------
 
@@ -172,7 +179,7 @@ class LocalVm:
             return QemuView(QemuState.SECONDARY_LOADED, True)
         names = monitor.execute("query-named-block-nodes", {"flat": True}, timeout_s=OBSERVE_TIMEOUT_S)
         present = {node["node-name"]: node["drv"] for node in names}
-        ours = [name for name in present if name.startswith(("ft-q-", "ft-r-"))]
+        ours = [name for name in present if name.startswith(("ft-q-", "ft-r-", "ft-hid-"))]
         if not ours:
             return QemuView(QemuState.PLAIN)
         if any(name.startswith("ft-hid-") for name in present):

@@ -10,18 +10,22 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..adapters import images
+from ..catalogue import FtkvmError
 from ..core.chain import ours_on_top
-from .context import AgentContext
-from .local_vm import LocalVm
+
+if TYPE_CHECKING:
+    from .context import AgentContext
+    from .local_vm import LocalVm
 
 log = logging.getLogger(__name__)
 
 DIRECTORY = "merging"
 
 
-def merge_chain(ctx: AgentContext, vm: LocalVm, target: str) -> None:
+def merge_chain(ctx: "AgentContext", vm: "LocalVm", target: str) -> None:
     """Commit all overlays of ours on top of a disk into the user's image below, while the VM runs; delete them."""
     disk = next(disk for disk in vm.shape(fresh=True).disks if disk.target == target)
     chain = [image.path for image in images.chain(disk.source)]
@@ -33,7 +37,7 @@ def merge_chain(ctx: AgentContext, vm: LocalVm, target: str) -> None:
         images.remove(path)
 
 
-def merge_overlays(ctx: AgentContext, vm: LocalVm, overlays: dict[str, str]) -> None:
+def merge_overlays(ctx: "AgentContext", vm: "LocalVm", overlays: dict[str, str]) -> None:
     """Commit the given top overlays (target → path) into their backing files, while the VM runs, and delete them."""
     tops = {disk.target: disk.source for disk in vm.shape(fresh=True).disks}
     for target, path in overlays.items():
@@ -43,14 +47,25 @@ def merge_overlays(ctx: AgentContext, vm: LocalVm, overlays: dict[str, str]) -> 
     vm.shape(fresh=True)
 
 
-def _commit(ctx: AgentContext, vm: LocalVm, target: str, top: str, base: str) -> None:
+def _commit(ctx: "AgentContext", vm: "LocalVm", target: str, top: str, base: str) -> None:
+    vm.job_error = None
+    try:
+        _committed(ctx, vm, target, top, base)
+    except FtkvmError as error:
+        if error.code != "FTKVM-516" or vm.job_error is None:
+            raise
+        detail = f"{error.params['detail']} ({vm.job_error})"
+        raise FtkvmError("FTKVM-516", disk=target, detail=detail) from error
+
+
+def _committed(ctx: "AgentContext", vm: "LocalVm", target: str, top: str, base: str) -> None:
     with vm.domains.committed(vm.uuid, target, base) as pivot, _standing_still(ctx, vm):
         pivot()
         images.remove(top)
 
 
 @contextmanager
-def _standing_still(ctx: AgentContext, vm: LocalVm) -> Iterator[None]:
+def _standing_still(ctx: "AgentContext", vm: "LocalVm") -> Iterator[None]:
     """The guest does not run inside, if it ran before."""
     if not vm.domains.is_running(vm.uuid):
         yield
@@ -66,7 +81,7 @@ def _standing_still(ctx: AgentContext, vm: LocalVm) -> Iterator[None]:
         note.unlink(missing_ok=True)
 
 
-def resume_left_standing(ctx: AgentContext, vm: LocalVm) -> None:
+def resume_left_standing(ctx: "AgentContext", vm: "LocalVm") -> None:
     """Let a guest run that an agent before this one had made to stand still. The caller holds the operation lock."""
     note = _note(ctx, vm.uuid)
     if not note.exists():
@@ -77,5 +92,5 @@ def resume_left_standing(ctx: AgentContext, vm: LocalVm) -> None:
     note.unlink(missing_ok=True)
 
 
-def _note(ctx: AgentContext, uuid: str) -> Path:
+def _note(ctx: "AgentContext", uuid: str) -> Path:
     return Path(ctx.config.paths.run / DIRECTORY / uuid)

@@ -544,7 +544,8 @@ class PairManager:
         for worker in list(self.workers.values()):
             if vm_uuid not in (None, worker.uuid) or worker.observation is None:
                 continue
-            if worker.observation.qemu in (QemuState.PLAIN, QemuState.PRIMARY):
+            promoted = worker.write_back.error is not None and worker.observation.qemu is QemuState.SECONDARY_LOADED
+            if promoted or worker.observation.qemu in (QemuState.PLAIN, QemuState.PRIMARY):
                 rows.append(self._status_row(worker))
         return rows
 
@@ -557,6 +558,8 @@ class PairManager:
         decided = isinstance(observation.winner, Winner)
         pair = records.pair
         cause = self.refusals.get(worker.uuid) if not protected else None
+        if worker.write_back.error is not None:
+            cause = str(worker.write_back.error)
         figures = worker.figures.summary()
         shade = colour(figures["lockstep_interval_s"], worker.pacer.interval_ms) if protected else None
         return {

@@ -23,6 +23,7 @@ from ..core.reasons import Reason
 from ..engine import primary, secondary
 from ..engine.secondary import Overlays
 from ..engine.shape import Disk
+from ..engine.writeback import WriteBackFailed
 from ..hold.status import HoldStatus
 from ..keeper.client import KeeperClient
 from ..keeper.model import DatastoreHealth, Evidence, PairSpec, PeerSpec
@@ -34,6 +35,7 @@ from .local_vm import LocalVm
 from .pacer import Pacer
 from .poller import RecordPoller
 from .records import PairDoc, PairStore
+from .write_back import WriteBackTrouble
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ class PairWorker:
         self._reset_at: float | None = None
         self._silence: tuple[int, SecondarySilence] | None = None  # with the epoch it is about
         self._given_up_mute: list[float] = []  # when a secondary was given up because its guest was mute
+        self.write_back = WriteBackTrouble(name)
         self._arbitration: Any = None
         self._arbitrated: tuple[int, Winner] | None = None
         self.pacer = Pacer(self)
@@ -386,14 +389,31 @@ class PairWorker:
 
     def _go_live(self, epoch: int) -> None:
         """This secondary becomes the VM. The keeper opens the gate and tells the peer; QEMU goes live at once."""
+        if self.write_back.waits(time.monotonic()):
+            return
         shape, monitor = self.vm.shape(), self.vm.monitor()
         self.publish_solo(epoch)
         secondary.go_live(monitor, shape)
         if self.failover is not None:
             self.failover.live("secondary")
         monitor.execute("announce-self", {"initial": 20, "max": 500, "rounds": 5, "step": 100})
-        secondary.normalise(monitor, shape, self._scratch_is_old)
-        self._after_failover(epoch)
+        try:
+            secondary.normalise(monitor, shape, self._scratch_is_old)
+        except WriteBackFailed as failure:
+            if self.write_back.failed(failure, time.monotonic()):
+                self._after_failover(epoch)  # it is live all the same
+                self._tell_write_back("write-back-failed", failure.detail)
+            log.warning("%s: %s; it is tried again", self.name, self.write_back.error)
+            return
+        if self.write_back.mended():
+            self._tell_write_back("write-back-mended", "")
+        else:
+            self._after_failover(epoch)
+
+    def _tell_write_back(self, event: str, detail: str) -> None:
+        line = {"event": event, "vm": self.name, "at": time.time(), "detail": detail}
+        path = f"history/{self.ctx.host}.jsonl"
+        self.ctx.workers.submit(lambda: self.ctx.datastore.append_line(path, line), event)
 
     def _scratch_is_old(self, disk: Disk) -> None:
         """The guest writes to the secondary's image itself now: what lies beside it must never count again.
@@ -454,6 +474,7 @@ class PairWorker:
         holds.stop(self.ctx, self.uuid)
         self._guest_shut_down = False
         self._colo_exit_at = None
+        self.write_back.mended()
 
     def forget_copy(self) -> None:
         """Nothing of an earlier copy counts any more: another one is about to be started here.
@@ -462,6 +483,7 @@ class PairWorker:
         """
         self._guest_shut_down = False
         self._colo_exit_at = None
+        self.write_back.mended()
         self._replication_error = self._own_disk_error = False
         self._evidence = None
         self._reset_at = time.monotonic()

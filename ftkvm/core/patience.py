@@ -20,3 +20,21 @@ def patience_ms(given_up: Sequence[float], now: float) -> int:
         return 0
     wait_s = min(PATIENCE_MAX_S, PATIENCE_S * 2.0 ** (len(recent) - 1))
     return max(0, round(1000 * (recent[-1] + wait_s - now)))
+
+
+class Backoff:
+    """Waits after failures in a row: 1 s after the first, then twice as long each time, up to a minute."""
+
+    FIRST_S, MAX_S = 1.0, 60.0
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._due_at = 0.0
+
+    def failed(self, now: float) -> None:
+        """``now``: monotonic seconds."""
+        self._due_at = now + min(self.MAX_S, self.FIRST_S * 2.0 ** min(self._failures, 16))
+        self._failures += 1
+
+    def due(self, now: float) -> bool:
+        return now >= self._due_at

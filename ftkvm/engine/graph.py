@@ -58,6 +58,15 @@ class DiskNames:
         return f"ft-act-{self.target}"
 
     @property
+    def detour(self) -> str:
+        """As ``placeholder``, while the device goes from the quorum to *active* (``writeback``)."""
+        return f"ft-dt-{self.target}"
+
+    @property
+    def commit_job(self) -> str:
+        return f"ft-commit-{self.target}"
+
+    @property
     def mirror_job(self) -> str:
         return f"ft-mirror-{self.target}"
 
@@ -143,6 +152,14 @@ def child_of(monitor: MonitorPort, node: str, role: str) -> str | None:
         if names.get(edge["parent"]) == node and edge["name"] == role:
             return str(names[edge["child"]])
     return None
+
+
+def has_job(monitor: MonitorPort, node: str) -> bool:
+    """Whether a block job works on ``node``, also one that ``query-jobs`` does not show (QEMU's internal ones)."""
+    graph = monitor.execute("x-debug-query-block-graph")
+    wanted = {entry["id"] for entry in graph["nodes"] if entry["type"] == "block-driver" and entry["name"] == node}
+    jobs_found = {entry["id"] for entry in graph["nodes"] if entry["type"] == "block-job"}
+    return any(edge["parent"] in jobs_found and edge["child"] in wanted for edge in graph["edges"])
 
 
 def delete_node(monitor: MonitorPort, name: str, timeout_s: float = 5.0) -> None:

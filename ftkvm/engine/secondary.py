@@ -16,6 +16,7 @@ from . import graph
 from .graph import DiskNames, MonitorPort
 from .primary import NicPorts, restore_drive, suppress_vmdesc, wait_for
 from .shape import Disk, Nic, Shape
+from .writeback import Writer
 
 log = logging.getLogger(__name__)
 
@@ -188,37 +189,18 @@ def go_live(monitor: MonitorPort, shape: Shape) -> None:
         monitor.execute("x-colo-lost-heartbeat")
 
 
-def is_committed(monitor: MonitorPort, disk: Disk) -> bool:
-    """Whether QEMU's failover has written *active* into S, so that the guest now writes to S itself.
-
-    The commit is a job of QEMU's own that ``query-jobs`` does not show, and taking the quorum away *cancels* it: what
-    was not yet in S is then lost. Its end shows in the graph only: replication stands on libvirt's node, not on active.
-    """
-    replication = DiskNames(disk.target).replication
-    if replication not in graph.node_names(monitor):
-        return True  # an earlier run had waited, and taken it out
-    node, _size = graph.libvirt_node(monitor, disk)
-    return graph.child_of(monitor, replication, "file") == node
-
-
 def normalise(
     monitor: MonitorPort, shape: Shape, on_committed: Callable[[Disk], None], timeout_s: float = 60.0
 ) -> None:
     """After go-live: *active* is committed into S, then an ordinary libvirt domain. Repeating it is harmless.
 
     :param on_committed: called with each disk as soon as its guest writes to S, and its scratch disks are of no use
+    :raises WriteBackFailed: a commit failed, and so did another one; the guest runs on, and it may be tried again
     :raises EngineError: the commit takes longer than ``timeout_s``; the guest runs on, and it may be waited for again
     """
     go_live(monitor, shape)
-    waiting = list(shape.disks)
-
-    def all_committed() -> bool:
-        for disk in [disk for disk in waiting if is_committed(monitor, disk)]:
-            on_committed(disk)
-            waiting.remove(disk)
-        return not waiting
-
-    wait_for("commit of the active disks", all_committed, timeout_s, 0.005)
+    writer = Writer(monitor, shape.disks, on_committed)
+    wait_for("commit of the active disks", lambda: writer.all_done(timeout_s), timeout_s, 0.005)
     for nic in shape.nics:
         for name in ("red0", "red1"):
             graph.delete_chardev(monitor, f"ft-{name}-{nic.alias}")
