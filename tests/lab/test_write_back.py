@@ -219,7 +219,7 @@ def fail_without_room(this: Copy) -> None:
     """QEMU's own commit fails; then there is room."""
     this.fill()
     this.fail_over()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while writeback.look(this.monitor, this.disk) is not WriteBack.FAILED:
         assert time.monotonic() < deadline
         time.sleep(0.01)
