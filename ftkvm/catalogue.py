@@ -271,6 +271,8 @@ CATALOGUE: dict[str, Message] = dict(
            "`ftkvm host add {host}` gives it a new one; or `ftkvm host remove {host}`."),
         _m("FTKVM-336", "the certificate of host {host} cannot be read: {detail}", "A file in /etc/ftkvm/pki is missing or damaged.",
            "`ftkvm host add {host}` writes it anew."),
+        _m("FTKVM-340", "on the {network} network travel unencrypted: {what}", "They are bound to this network's addresses; whoever is on it can read and change them.",
+           "Keep the network to the hosts alone: a switch or a VLAN of its own, no router. docs/security.md has what was tried with TLS, and its cost."),
         _m("FTKVM-401", "FT is on for VM {vm} already", "It was enabled before.", "`ftkvm status {vm}` shows the pair; nothing to do."),
         _m("FTKVM-402", "FT is not on for VM {vm}", "There is no pair to act on.", "`ftkvm enable {vm}` turns it on."),
         _m("FTKVM-403", "the secondary of VM {vm} cannot be on {host}: the primary runs there",

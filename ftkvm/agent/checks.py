@@ -17,6 +17,7 @@ from ftkvm.agent.security import Security
 from ftkvm.agent.service import Service
 from ftkvm.agent.vms import VmRecord
 from ftkvm.catalogue import FtkvmError
+from ftkvm.core.channels import CHANNELS
 from ftkvm.core.checks import host
 from ftkvm.core.checks.cluster import ClusterView, look
 from ftkvm.core.checks.host import HostView
@@ -91,6 +92,7 @@ class Checks:
             host_monitoring=bool(now["ha.host_monitoring"]),
             ha_networks=tuple(filter(None, str(now["ha.networks"]).split(","))),
             isolation_addresses=tuple(pinged),
+            channels=CHANNELS,
         )
         return look(config.cluster, view).to_json()
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from ftkvm.adapters import kvm_probe
+from ftkvm.core.channels import CHANNELS, Channel, unprotected
 from ftkvm.core.checks import cluster, host
 from ftkvm.core.checks.cluster import ClusterView, look
 from ftkvm.core.checks.cpu import GROUPS, Cpu, alike, differences, group_of, parse, read_groups
@@ -151,9 +152,15 @@ def test_a_good_cluster() -> None:
     (two(governor="powersave"), "FTKVM-236", Severity.WARNING),
     (two(links={**LINKS, "migration": Link("ens2", 10000, 1500)}), "FTKVM-237", Severity.WARNING),
     (two(cpu=replace(CPU, stepping=7)), "FTKVM-234", Severity.WARNING),
+    (replace(two(), channels=(Channel("a", "ft", "TLS"), Channel("b", "ft"))), "FTKVM-340", Severity.WARNING),
 ])  # fmt: skip
 def test_each_finding_of_the_cluster(view: ClusterView, code: str, severity: Severity) -> None:
     assert found_in(view) == [(code, severity)]
+
+
+def test_what_is_not_encrypted_is_on_networks_of_its_own() -> None:
+    assert set(unprotected()) == {"ft", "migration"}
+    assert unprotected(tuple(each for each in CHANNELS if each.network == "management")) == {}
 
 
 def test_hosts_that_placement_refuses_make_no_pair() -> None:

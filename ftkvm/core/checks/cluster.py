@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from ftkvm.core.channels import Channel, unprotected
 from ftkvm.core.checks import host as of_host
 from ftkvm.core.checks.cpu import differences
 from ftkvm.core.checks.host import HostView
@@ -31,6 +32,9 @@ class ClusterView:
     ha_networks: tuple[str, ...] = ("management", "migration")
     isolation_addresses: tuple[str, ...] = ("gateway",)
     """What an isolated host pings; ``gateway`` stands for each host's default gateway."""
+
+    channels: tuple[Channel, ...] = ()
+    """What travels between the hosts."""
 
     @property
     def pairs(self) -> Iterator[tuple[HostView, HostView]]:
@@ -112,6 +116,11 @@ def _mtu(cluster: ClusterView) -> Iterator[Finding]:
                 yield from _differ(f"MTU of the {kind} network", one, other, values, "FTKVM-237")
 
 
+def _channels(cluster: ClusterView) -> Iterator[Finding]:
+    for network, names in unprotected(cluster.channels).items():
+        yield Finding("FTKVM-340", {"network": network, "what": ", ".join(names)}, Severity.WARNING)
+
+
 CHECKS: tuple[Check[ClusterView], ...] = (
     Check("answers", "all hosts answer", _answers),
     Check("ha", "HA and host monitoring are on", _ha),
@@ -121,6 +130,7 @@ CHECKS: tuple[Check[ClusterView], ...] = (
     Check("processors", "processors are alike", _processors),
     Check("same-versions", "versions are the same everywhere", _versions),
     Check("clocks", "clocks and power management are alike", _clocks),
+    Check("channels", "what travels between hosts is encrypted", _channels),
     Check("mtu", "frame sizes are the same from end to end", _mtu),
 )
 
