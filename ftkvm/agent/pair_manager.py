@@ -157,6 +157,8 @@ class PairManager:
         journal, now = worker.poller.snapshot().operation, time.monotonic()
         if journal is None or journal.host != self.ctx.host or worker.operation_lock.locked():
             return
+        if worker.observation is None or worker.observation.qemu is QemuState.ABSENT:
+            return  # the VM is gone: the journal stays for whoever starts it again
         if now >= self._finish_at.get(worker.uuid, 0.0):
             self._finish_at[worker.uuid] = now + FINISH_EVERY_S
             self.ctx.workers.submit(lambda: self._finish(worker), f"finish {worker.name}")
