@@ -12,9 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
-
-from fastapi import APIRouter
+from typing import TYPE_CHECKING, ClassVar
 
 from ftkvm import __version__
 from ftkvm.adapters.datastore import DirectoryDatastore
@@ -24,10 +22,7 @@ from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.adapters.pki import TlsFiles
 from ftkvm.adapters.trust import Trust, finish_renewal
 from ftkvm.adapters.tunnel import TunnelServer
-from ftkvm.agent.checks import Checks
 from ftkvm.agent.cluster import ClusterReader
-from ftkvm.agent.cluster_settings import ClusterSettings
-from ftkvm.agent.cluster_view import ClusterView
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.ha.guard import Bridge
 from ftkvm.agent.ha.part import HaPart
@@ -35,23 +30,17 @@ from ftkvm.agent.health import Health
 from ftkvm.agent.migrate import Arrivals
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.pair_manager import PairManager
-from ftkvm.agent.prepare import Prepare
 from ftkvm.agent.security import Security
 from ftkvm.agent.service import Service
 from ftkvm.agent.vm_monitor_host import make_vm_monitor
 from ftkvm.agent.vms import Vms
 from ftkvm.agent.workers import Workers
-from ftkvm.api import vm_monitor
-from ftkvm.api.app import build_app
-from ftkvm.api.arrivals import router as arrivals_router
-from ftkvm.api.checks import router as checks_router
-from ftkvm.api.cluster import router as cluster_router
-from ftkvm.api.guard import Hosts
-from ftkvm.api.security import router as security_router
-from ftkvm.api.server import ApiServer
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostConfig, Paths
 from ftkvm.core.ha import machine
+
+if TYPE_CHECKING:
+    from ftkvm.api.server import ApiServer
 
 log = logging.getLogger(__name__)
 _INBOX = 1000
@@ -96,16 +85,9 @@ class Agent:
         self._inbox: queue.Queue[Message] = queue.Queue(_INBOX)
         datastore = DirectoryDatastore(config.datastore, config.name)
         self.ha = HaPart(self.ctx, self.service, self.operations, self.pairs, self.health, machine, bridge, datastore)
-        routers: list[APIRouter] = [self.pairs.router(), vm_monitor.router(self.vm_monitor), self.ha.router()]
         self.arrivals = Arrivals(self.ctx, self.vms)
         self.tunnel = TunnelServer(self.trust, config.migration, config.tunnel_port, self._is_other_host)
-        routers.append(arrivals_router(self.arrivals))
-        settings = ClusterSettings(self.ctx, self.vms, self.service.admission)
-        routers.append(cluster_router(settings, ClusterView(self.ctx, self.service, settings)))
-        routers.append(checks_router(Checks(self.ctx, self.service, self.health), Prepare(self.ctx, self.service)))
-        routers.append(security_router(self.security))
-        hosts = Hosts(self.ctx.cluster.knows, self.ctx.cluster.require_member)
-        self.api = ApiServer(build_app(self.service, self.health, routers), self.trust, config.api_port, hosts)
+        self.api: ApiServer | None = None
 
     def post(self, message: Message) -> None:
         """Put a message into the inbox; a full inbox drops it, since events are only hints."""
@@ -129,6 +111,9 @@ class Agent:
         self.vm_monitor.start()
         threading.Thread(target=self._look, name="health", daemon=True).start()
         self.tunnel.start()
+        from ftkvm.api.serving import make_api  # not before now: see there
+
+        self.api = make_api(self)
         self.api.start()
         log.info("ftkvm %s, host %s: listening on port %d", __version__, self.ctx.host, self.ctx.config.api_port)
 
@@ -143,7 +128,7 @@ class Agent:
                 message = None
             if time.monotonic() - looked_at >= _TICK_S or message is None:  # also when events never pause
                 looked_at = time.monotonic()
-                if not self.api.alive:
+                if self.api is None or not self.api.alive:
                     raise FtkvmError("FTKVM-900", detail="the API's thread ended")
                 notify("WATCHDOG=1")
             if message is None:
@@ -158,7 +143,8 @@ class Agent:
     def stop(self) -> None:
         """Stop the parts; nothing that runs for a VM is touched."""
         notify("STOPPING=1")
-        self.api.stop()
+        if self.api is not None:
+            self.api.stop()
         self.tunnel.stop()
         self.pairs.stop()
         self.ctx.libvirt.stop()

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Body
-
 from ..adapters import images
 from ..adapters.domains import Domains
 from ..catalogue import FtkvmError
@@ -469,47 +467,29 @@ class PairManager:
 
     # -- peers ---------------------------------------------------------------------------------------------
 
-    def router(self) -> APIRouter:
-        """What other agents ask of this one about pairs; certificates are checked before it gets here."""
-        router = APIRouter()
+    def prepare_for_peer(self, uuid: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Start the secondary of a pair that another host makes. :raises FtkvmError: FTKVM-501, 52x"""
+        worker = self._adopt(uuid, request["vm"])
+        if worker.operation_lock.locked():
+            raise FtkvmError("FTKVM-501", vm=worker.name, operation=worker.operation_name or "unknown")
+        return prepare(self.ctx, worker, request)
 
-        @router.post("/v1/peer/pairs/{uuid}/prepare")
-        def peer_prepare(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
-            worker = self._adopt(uuid, request["vm"])
-            if worker.operation_lock.locked():
-                raise FtkvmError("FTKVM-501", vm=worker.name, operation=worker.operation_name or "unknown")
-            return prepare(self.ctx, worker, request)
+    def facts_for_peer(self) -> dict[str, Any]:
+        """What placement wants to know of this host."""
+        return own_facts(self.ctx, len(self.workers))
 
-        @router.post("/v1/peer/pairs/{uuid}/destroy")
-        def peer_destroy(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
-            return self._destroy_for_peer(uuid, int(request["epoch"]), str(request["reason"]))
+    def copy_for_peer(self, uuid: str) -> dict[str, Any]:
+        """What this host's copy of a VM is now."""
+        worker = self.workers.get(uuid)
+        if worker is None:
+            return {"qemu": "absent"}
+        state = worker.vm.observe().state
+        if state is QemuState.SECONDARY_LOADED:
+            worker.publish_loaded()
+        epoch = worker.spec.epoch if worker.spec else None
+        return {"qemu": str(state), "epoch": epoch, "reset_age_ms": worker.reset_age_ms()}
 
-        @router.post("/v1/peer/pairs/{uuid}/end-secondary")
-        def peer_end_secondary(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
-            return self.life.end_secondary(uuid, int(request["epoch"]))
-
-        @router.get("/v1/peer/clock")
-        def peer_clock() -> dict[str, Any]:
-            return {"time": time.time()}
-
-        @router.get("/v1/peer/facts")
-        def peer_facts() -> dict[str, Any]:
-            return own_facts(self.ctx, len(self.workers))
-
-        @router.get("/v1/peer/pairs/{uuid}")
-        def peer_pair(uuid: str) -> dict[str, Any]:
-            worker = self.workers.get(uuid)
-            if worker is None:
-                return {"qemu": "absent"}
-            state = worker.vm.observe().state
-            if state is QemuState.SECONDARY_LOADED:
-                worker.publish_loaded()
-            epoch = worker.spec.epoch if worker.spec else None
-            return {"qemu": str(state), "epoch": epoch, "reset_age_ms": worker.reset_age_ms()}
-
-        return router
-
-    def _destroy_for_peer(self, uuid: str, epoch: int, reason: str) -> dict[str, Any]:
+    def destroy_for_peer(self, uuid: str, epoch: int, reason: str) -> dict[str, Any]:
         """Kill this host's copy of ``epoch`` because the asker owns the VM now. A copy of a later epoch stays.
 
         safety: the asker is an agent of the cluster (its certificate says so). An *abandoned* copy is a secondary whose

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
-
 from ftkvm.adapters.hardware import bridges, hardware
 from ftkvm.adapters.qemus import Qemus
 from ftkvm.agent.context import AgentContext
@@ -250,14 +248,3 @@ class HaPart:
             for host, each in self._beats.table.seen().items()
         }
         return {**self._runner.status(), "beats": beats, "corrupt": sorted(self._corrupt)}
-
-    def router(self) -> APIRouter:
-        """Routes of this part."""
-        routes = APIRouter(prefix="/v1/local", tags=["local"])
-
-        @routes.get("/ha")
-        def local_ha() -> Json:
-            """HA as this host sees it: role, coordinator, hosts and why, waiting VMs, last events."""
-            return self.status()
-
-        return routes

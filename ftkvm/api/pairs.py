@@ -1,0 +1,39 @@
+"""What other agents ask of this one about pairs; certificates are checked before it gets here."""
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Body
+
+from ftkvm.agent.pair_manager import PairManager
+
+
+def router(pairs: PairManager) -> APIRouter:
+    """Routes /v1/peer/…"""
+    routes = APIRouter(prefix="/v1/peer")
+
+    @routes.post("/pairs/{uuid}/prepare")
+    def peer_prepare(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+        return pairs.prepare_for_peer(uuid, request)
+
+    @routes.post("/pairs/{uuid}/destroy")
+    def peer_destroy(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+        return pairs.destroy_for_peer(uuid, int(request["epoch"]), str(request["reason"]))
+
+    @routes.post("/pairs/{uuid}/end-secondary")
+    def peer_end_secondary(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+        return pairs.life.end_secondary(uuid, int(request["epoch"]))
+
+    @routes.get("/clock")
+    def peer_clock() -> dict[str, Any]:
+        return {"time": time.time()}
+
+    @routes.get("/facts")
+    def peer_facts() -> dict[str, Any]:
+        return pairs.facts_for_peer()
+
+    @routes.get("/pairs/{uuid}")
+    def peer_pair(uuid: str) -> dict[str, Any]:
+        return pairs.copy_for_peer(uuid)
+
+    return routes
