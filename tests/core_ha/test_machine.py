@@ -267,6 +267,20 @@ def test_isolation_after_twelve_seconds_without_anybody_and_silent_addresses() -
     )
 
 
+def test_an_isolation_response_changed_a_moment_ago_is_the_one_that_counts() -> None:
+    """In the lab a VM that was to be left on since 25 s was shut down: its settings were read every half minute."""
+    one = Alone()
+    one.vm("vm1", "h1")
+    one.vm("vm2", "h1")
+    one.run(40)
+    cut, one.gateway = one.now, False
+    one.mute = {"h2": cut, "h3": cut}
+    one.run(5)
+    one.vms["vm1"] = replace(one.vms["vm1"], isolation_response=m.IsolationResponse.LEAVE_ON)
+    one.run(40)
+    assert {stop.uuid for _, stop in one.stops} == {"vm2"}
+
+
 def test_one_isolation_address_that_answers_is_enough() -> None:
     one = Alone()
     one.vm("vm1", "h1")

@@ -27,6 +27,8 @@ DIED_AFTER_MS = 5000
 """A VM of ours without a QEMU for so long has died, and is released."""
 _GIVE_UP_MS = 6000
 _LOOK_EVERY_MS = 30_000
+_LOOK_ALONE_EVERY_MS = 3000
+"""While nobody is heard: a VM's isolation response may have been changed a moment ago, and is to be its newest."""
 _AGAIN_MS = 2000
 _STOP_SLACK_MS = 60_000
 NEW_HERE_MS = 2000
@@ -74,7 +76,7 @@ def begin(now: int) -> Guard:
     return Guard(now)
 
 
-def look(guard: Guard, desk: Desk, isolated: bool) -> Guard:
+def look(guard: Guard, desk: Desk, isolated: bool, alone: bool = False) -> Guard:
     """Take in ends, write the heartbeat, pet the watchdog, end VMs that must not go on."""
     guard = _written(guard, desk)
     guard = _write(guard, desk, isolated)
@@ -90,7 +92,7 @@ def look(guard: Guard, desk: Desk, isolated: bool) -> Guard:
         if guard.lost:
             desk.tell("datastore-back", "heartbeats are written again", desk.seen.me)
             guard = replace(guard, lost=False)
-        return _look_after_own(guard, desk)
+        return _look_after_own(guard, desk, alone)
     return _end_all(guard, desk)
 
 
@@ -164,7 +166,7 @@ def stop(guard: Guard, desk: Desk, uuid: str, how: IsolationResponse, reason: st
 # --------------------------------------------------------------------------------------------- VMs that died here
 
 
-def _look_after_own(guard: Guard, desk: Desk) -> Guard:
+def _look_after_own(guard: Guard, desk: Desk, alone: bool) -> Guard:
     """Know our VMs, and release those whose QEMU is gone although they are wanted."""
     asked = guard.own_asked_ms
     for action, ended in desk.ends(ReadVms):
@@ -185,7 +187,7 @@ def _look_after_own(guard: Guard, desk: Desk) -> Guard:
         if (vm.uuid, True) not in guard.stops:
             desk.tell("qemu-died", f"{vm.name} has no QEMU here any more; it is released", desk.seen.me, vm.uuid)
             guard = stop(guard, desk, vm.uuid, IsolationResponse.POWER_OFF, "qemu-died", vm.owner.number)
-    return _read_own(guard, desk, frozenset(here))
+    return _read_own(guard, desk, frozenset(here), _LOOK_ALONE_EVERY_MS if alone else _LOOK_EVERY_MS)
 
 
 def _died(vm: Vm, desk: Desk) -> bool:
@@ -195,8 +197,8 @@ def _died(vm: Vm, desk: Desk) -> bool:
     return vm.power and mine and (epoch is None or epoch.winner == desk.seen.me)
 
 
-def _read_own(guard: Guard, desk: Desk, here: frozenset[str]) -> Guard:
-    """Every half minute; sooner when a VM is new here, or missing for long enough to be believed."""
+def _read_own(guard: Guard, desk: Desk, here: frozenset[str], every_ms: int) -> Guard:
+    """Every half minute, or few seconds; sooner when a VM is new here, or missing for long enough to be believed."""
     asked = guard.own_asked_ms
     strange = here - {vm.uuid for vm in guard.own}
     overdue = any(
@@ -207,7 +209,7 @@ def _read_own(guard: Guard, desk: Desk, here: frozenset[str]) -> Guard:
     if under_way is not None and desk.now - under_way < 2 * _GIVE_UP_MS:
         return guard
     soon = (overdue or strange != guard.strangers) and desk.due(guard.own_last_ms, desk.settings.interval_ms)
-    if soon or desk.due(guard.own_last_ms, _LOOK_EVERY_MS):
+    if soon or desk.due(guard.own_last_ms, every_ms):
         desk.ask(ReadVms(local=True, asked_ms=desk.now))
         return replace(guard, own_under_way_ms=desk.now, own_last_ms=desk.now, strangers=strange)
     return guard

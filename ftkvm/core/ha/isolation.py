@@ -19,17 +19,33 @@ class Isolation:
     ping_ms: int | None = None
 
 
+ALONE_INTERVALS = 3
+"""Beats of everybody missed in a row, long before the isolation time: it may be coming."""
+
+
+def alone(desk: Desk, windows: Windows) -> bool:
+    """Whether nobody has been heard for some beats."""
+    return _quiet_ms(desk, windows) >= ALONE_INTERVALS * desk.settings.interval_ms
+
+
+def _others(desk: Desk) -> list[str]:
+    return [host for host in desk.seen.cluster.hosts if host != desk.seen.me]
+
+
+def _quiet_ms(desk: Desk, windows: Windows) -> int:
+    return min((living.silence_ms(desk, windows, host) for host in _others(desk)), default=0)
+
+
 def look(isolation: Isolation, desk: Desk, windows: Windows) -> Isolation:
     """Nobody heard for the isolation time, then every isolation address silent: isolated."""
-    others = [host for host in desk.seen.cluster.hosts if host != desk.seen.me]
-    quiet = min((living.silence_ms(desk, windows, host) for host in others), default=0)
+    quiet = _quiet_ms(desk, windows)
     if quiet < desk.settings.isolation_ms:
         if isolation.isolated:
             desk.tell("isolation-over", "another host is heard", desk.seen.me)
         return Isolation() if isolation.isolated or isolation.ping_ms is not None else isolation
     addresses = desk.settings.isolation_addresses
     if not addresses:
-        return _without_addresses(isolation, desk, windows, others)
+        return _without_addresses(isolation, desk, windows, _others(desk))
     for action, ended in desk.ends(Ping):
         if not action.hosts and action.asked_ms == isolation.ping_ms:
             isolation = _answered(isolation, desk, isinstance(ended.value, tuple) and bool(ended.value), quiet)

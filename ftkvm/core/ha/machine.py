@@ -52,7 +52,7 @@ def turn(state: object, seen: Seen) -> Turn:
     interval = seen.cluster.settings.interval_ms
     windows = watching.look(state.windows, desk, interval if watches else SECONDARY_READS_EVERY * interval)
     isolation = isolating.look(state.isolation, desk, windows)
-    guard = guarding.look(state.guard, desk, isolation.isolated)
+    guard = guarding.look(state.guard, desk, isolation.isolated, isolating.alone(desk, windows))
     guard = isolating.respond(isolation, guard, desk)
     liveness = living.look(state.liveness, desk, windows) if watches else _glance(state, desk, windows)
     election = electing.look(state.election, desk, windows, liveness, guard, isolation)
