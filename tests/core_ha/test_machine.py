@@ -104,6 +104,8 @@ def test_a_host_that_answers_pings_with_a_dead_counter_is_hung_and_not_taken_ove
     one.answer_pings.add("h2")
     one.run(60)
     assert one.view("h2") is m.HostState.HUNG
+    assert one.status is not None
+    assert ["watchdog" in view.why for view in one.status.hosts if view.host == "h2"] == [True]  # what is missing
     assert not one.starts
 
 

@@ -133,7 +133,12 @@ def _judge(desk: Desk, windows: Windows, host: str, silence: int, proven: bool) 
         return HostState.DEAD, stands
     if pinged:
         # safety: by now the watchdog should have ended it. Who answers all the same may still write.
-        return HostState.HUNG, f"{stands}, but it answers pings"
+        had = (
+            "its watchdog should have ended it"
+            if windows.by_host[host].heartbeat.watchdog_ms > 0
+            else ("it had no watchdog armed, and no fence has switched it off")
+        )
+        return HostState.HUNG, f"{stands}, but it answers pings: {had}"
     return _covered(windows.by_host[host].heartbeat, settings.lease_ms, stands)
 
 
