@@ -1,8 +1,12 @@
 """Framing, classification and the checkpoint rule of the hold proxy; no sockets."""
 
+from collections.abc import Callable
+
 import pytest
 
+from ftkvm.core.facts import FtSettings, SecondarySilence
 from ftkvm.core.patience import patience_ms
+from ftkvm.core.trouble import is_mute
 from ftkvm.hold.cover import Cover, HoldQueue
 from ftkvm.hold.frames import HEADER, MAX_PAYLOAD, FramingError, Run, Way, split, walk, way_of
 from ftkvm.hold.silence import Silence
@@ -208,3 +212,39 @@ class TestSilence:
 ])  # fmt: skip
 def test_mute_copies_are_given_up_less_and_less_often(given_up: list[float], wait_s: float) -> None:
     assert patience_ms(given_up, 9000.0) == 1000 * wait_s
+
+
+INTERVAL_MS = 500
+#: What each copy sends in the n-th interval between checkpoints: (the primary, the secondary).
+GUESTS: dict[str, tuple[Callable[[int], tuple[int, int]], bool]] = {
+    "quiet": (lambda n: (0, 0), False),
+    "asked once a minute, its copy answers": (lambda n: (1, 1) if n % 120 == 0 else (0, 0), False),
+    "sends one way (UDP, every datagram different)": (lambda n: (40, 40), False),
+    "sends one datagram a second, its copy too late every other time": (
+        lambda n: (n % 2, 1 if n % 4 == 1 else 0),
+        False,
+    ),
+    "loaded: its copy gets one frame in 19 intervals out": (lambda n: (200, 1 if n % 19 == 0 else 0), False),
+    "only its copy speaks": (lambda n: (0, 5), False),
+    "quiet, and its copy hangs: nobody waits for it": (lambda n: (0, 0), False),
+    "its copy hangs": (lambda n: (40, 0), True),
+    "its copy hangs, and it is asked once a minute": (lambda n: (1 if n % 120 == 0 else 0, 0), True),
+    "its copy hangs after a while": (lambda n: (40, 40 if n < 300 else 0), True),
+}
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_only_a_copy_that_says_nothing_while_its_primary_speaks_is_mute(name: str) -> None:
+    """Half an hour of checkpoints, looked at after each and in the middle of each interval."""
+    sends, mute = GUESTS[name]
+    silence, settings = Silence(), FtSettings()
+    compared = said = seen = 0
+    for n in range(3600):
+        primary, copy = sends(n)
+        compared, said = compared + primary, said + copy
+        for now_ms in (n * INTERVAL_MS + INTERVAL_MS // 2, (n + 1) * INTERVAL_MS):
+            if now_ms % INTERVAL_MS == 0:
+                silence.checkpoint(compared, said, now_ms * 1000)
+            lasts_ms = silence.lasts_us(said, now_ms * 1000) // 1000
+            seen += is_mute(SecondarySilence(lasts_ms, silence.intervals, silence.frames), settings)
+    assert bool(seen) == mute
