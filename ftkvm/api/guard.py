@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import anyio.to_thread
@@ -22,9 +22,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_BODY_BYTES = 1 << 20
 _BODY_TIMEOUT_S = 10.0
-_RATES = {Role.HOST: (500.0, 1000.0)}
-_RATE = (50.0, 200.0)
-"""Requests a second and at once, per certificate."""
+RATES = dict.fromkeys(Role, (200.0, 400.0)) | {Role.HOST: (500.0, 1000.0)}
+"""Requests a second, and at once, of one certificate."""
 _MAX_BUCKETS = 1000
 STATUS = {"FTKVM-322": 403, "FTKVM-323": 403, "FTKVM-324": 403, "FTKVM-325": 403, "FTKVM-326": 413, "FTKVM-327": 429,
           "FTKVM-328": 408}  # fmt: skip
@@ -51,8 +50,8 @@ class Hosts:
 class Guard:
     """ASGI: refuses, says why and logs it, or passes the request on with ``scope["state"]["identity"]``."""
 
-    def __init__(self, app: App, trust: Trust, hosts: Hosts) -> None:
-        self._app, self._trust, self._hosts = app, trust, hosts
+    def __init__(self, app: App, trust: Trust, hosts: Hosts, rates: Mapping[Role, tuple[float, float]]) -> None:
+        self._app, self._trust, self._hosts, self._rates = app, trust, hosts, rates
         self._buckets: dict[str, Bucket] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +78,7 @@ class Guard:
         if bucket is None:
             if len(self._buckets) >= _MAX_BUCKETS:
                 self._buckets.clear()
-            per_s, burst = _RATES.get(identity.role, _RATE)
+            per_s, burst = self._rates[identity.role]
             bucket = Bucket(burst, now, per_s, burst)
         taken = bucket.take(now)
         if taken is None:

@@ -5,13 +5,15 @@ import logging
 import ssl
 import threading
 import time
+from collections.abc import Mapping
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ftkvm.adapters.trust import Trust
-from ftkvm.api.guard import SSL_OBJECT, App, Guard, Hosts, Receive, Scope, Send
+from ftkvm.api.guard import RATES, SSL_OBJECT, App, Guard, Hosts, Receive, Scope, Send
 from ftkvm.catalogue import FtkvmError
+from ftkvm.core.trust import Role
 
 log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 15.0
@@ -33,10 +35,18 @@ class _Protocol(H11Protocol):
 class ApiServer:
     """One listening socket, one thread; :meth:`start` returns when it listens."""
 
-    def __init__(self, app: App, trust: Trust, port: int, hosts: Hosts, address: str = "0.0.0.0") -> None:
+    def __init__(
+        self,
+        app: App,
+        trust: Trust,
+        port: int,
+        hosts: Hosts,
+        address: str = "0.0.0.0",
+        rates: Mapping[Role, tuple[float, float]] = RATES,
+    ) -> None:
         files = trust.files
         config = uvicorn.Config(
-            Guard(app, trust, hosts),
+            Guard(app, trust, hosts, rates),
             host=address,
             port=port,
             http=_Protocol,
