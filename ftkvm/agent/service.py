@@ -10,6 +10,7 @@ from ftkvm.agent import ft_checks
 from ftkvm.agent.admission import Admission
 from ftkvm.agent.configuration import publish
 from ftkvm.agent.context import AgentContext
+from ftkvm.agent.failovers import history_of
 from ftkvm.agent.gather import Answers, gather
 from ftkvm.agent.migrate import MIGRATE_TIMEOUT_S, Migration
 from ftkvm.agent.operations import Operation, Operations
@@ -265,6 +266,13 @@ class Service:
         if secondary is not None:
             self._ctx.cluster.host(secondary)
         return self._at_main(record, "ft/enable", {"secondary": secondary}, also_off=secondary is None)
+
+    def failovers(self, name: str) -> Json:
+        """Every failover of a VM that the histories have (FT-23).
+
+        :raises FtkvmError: FTKVM-101, FTKVM-301 … 306
+        """
+        return history_of(self._ctx, self.vms.find(name).name)
 
     def turn_off(self, name: str) -> Json:
         """Turn FT off; returns the operation. If no copy runs, the host asked cleans up. One cut off is carried on.

@@ -30,6 +30,11 @@ def router(service: Service) -> APIRouter:
         """All VMs, or one, with the state of their pairs."""
         return service.status(vm)
 
+    @routes.get("/vms/{name}/ft/history")
+    def history(name: str) -> Json:
+        """Every failover of a VM with its times."""
+        return service.failovers(name)
+
     @routes.post("/vms/{name}/ft/enable")
     def enable(name: str, request: EnableRequest) -> Json:
         """Turn FT on; answers the operation."""

@@ -17,6 +17,7 @@ from ftkvm.cli.check import check
 from ftkvm.cli.cluster import cluster
 from ftkvm.cli.explain import explain
 from ftkvm.cli.ft import disable, enable, status, test, turn_off
+from ftkvm.cli.history import history
 from ftkvm.cli.host import host
 from ftkvm.cli.output import print_error
 from ftkvm.cli.vm import vm
@@ -28,7 +29,7 @@ def cli() -> None:
     """High availability and fault tolerance for QEMU/KVM virtual machines."""
 
 
-for command in (cluster, host, vm, enable, disable, turn_off, test, status, check, cert, explain):
+for command in (cluster, host, vm, enable, disable, turn_off, test, status, history, check, cert, explain):
     cli.add_command(command)
 if importlib.util.find_spec("ftkvm.lab") is not None:  # hosts have no lab, and no simulator
     from ftkvm.cli.lab import lab
