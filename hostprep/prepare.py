@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ftkvm.adapters.peers import HttpsPeers
@@ -15,6 +15,7 @@ from hostprep import package
 from hostprep.apply import Progress, apply
 from hostprep.facts import HostFacts
 from hostprep.plan import CONFIG, Step, Wish, clean_up, join_step, plan, require, require_versions, unit_files
+from hostprep.preview import View, preview
 from hostprep.ssh import Session, Target
 
 WATCHDOG = "/dev/watchdog"
@@ -25,10 +26,11 @@ _HEALTH_TIMEOUT_S = 45.0
 
 @dataclass(frozen=True)
 class Prepared:
-    """The host's entry, and the texts of the steps that were (or would be) done."""
+    """The host's entry, and the texts of the steps that were (or would be) done; a dry run's in full, too."""
 
     entry: HostEntry
     steps: list[str]
+    views: list[View] = field(default_factory=list)
 
 
 def prepare(home: Home, target: Target, progress: Progress, *, dry_run: bool = False) -> Prepared:
@@ -41,13 +43,13 @@ def prepare(home: Home, target: Target, progress: Progress, *, dry_run: bool = F
         progress(0, 0, "looking at the host")
         found = facts_of.gather(session, cluster.datastore, _file_names())
         entry = host_entry(target.host, found, cluster)
-        wish = make_wish(home, cluster, entry, found)
+        wish = make_wish(home, cluster, entry, found, note=not dry_run)
         require(found, wish)
         steps = plan(found, wish)
         joined = cluster.hosts.get(entry.name) == entry.to_json() and not steps
         todo = steps if joined else [*steps, join_step(wish)]
         if dry_run:
-            return Prepared(entry, [step.text for step in todo])
+            return Prepared(entry, [step.text for step in todo], preview(session, todo, wish.files))
         check = _health_check(home, entry)
         _apply(session, todo, progress, check, cluster.datastore)
         if not any(step.name == "services" for step in steps):
@@ -82,8 +84,8 @@ def host_entry(name: str, found: HostFacts, cluster: ClusterFile) -> HostEntry:
     return HostEntry(name, addresses["management"], addresses["ft"], addresses["migration"])
 
 
-def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFacts) -> Wish:
-    """What the host shall have; a certificate that is still good stays."""
+def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFacts, *, note: bool = True) -> Wish:
+    """What the host shall have; a certificate that is still good stays. ``note``: a new one is entered in the list."""
     authority = home.authority()
     config = HostConfig(
         entry.name, entry.management, entry.ft, entry.migration, Path(cluster.datastore), tuple(cluster.vm_bridges),
@@ -100,7 +102,8 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
     good = authority.still_good(found.host_certificate.encode(), entry.name, addresses, home.revoked())
     if not good or f"{_PKI}/host.key" not in found.digests:
         pair = authority.issue(entry.name, addresses, role=Role.HOST)
-        home.note(pair.certificate)
+        if note:  # a dry run's is thrown away
+            home.note(pair.certificate)
         files |= {f"{_PKI}/host.crt": (pair.certificate, 0o644), f"{_PKI}/host.key": (pair.key, 0o600)}
     return Wish(
         host=entry.name,

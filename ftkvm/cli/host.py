@@ -29,7 +29,7 @@ def host() -> None:
 )
 @click.option("--ssh-port", default=22, show_default=True)
 @click.option("--known-hosts", type=click.Path(path_type=Path), default=Path("~/.ssh/known_hosts"), show_default=True)
-@click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show each command and each file's difference, and change nothing.")
 @output_option
 def add(
     name: str, address: str | None, ssh_user: str, ssh_key: Path | None, ssh_port: int, known_hosts: Path,
@@ -48,7 +48,9 @@ def add(
         done = prepare(Home(), target, show, dry_run=dry_run)
     document = {"host": name, **done.entry.to_json(), "dry_run": dry_run, "steps": done.steps}
     if dry_run:
-        text = "\n".join(["would:", *(f"  {step}" for step in done.steps)]) if done.steps else "nothing would be done"
+        document["plan"] = [view.to_json() for view in done.views]
+        lines = [f"  {line}" for view in done.views for line in view.lines()]
+        text = "\n".join(["would:", *lines]) if lines else "nothing would be done"
     else:
         text = f"Host {name} is in the cluster" + ("." if done.steps else "; nothing had to be changed.")
     reporter.result(document, text)

@@ -18,6 +18,7 @@ from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts, parse
 from hostprep.package import Package
 from hostprep.plan import Step, Wish, plan, require
 from hostprep.prepare import host_entry
+from hostprep.preview import preview
 from hostprep.ssh import Result
 
 ANSWERS = {
@@ -193,3 +194,32 @@ def test_our_own_programs_messages_come_through() -> None:
     with pytest.raises(FtkvmError) as caught:
         apply(Local(), [Step("join", "join", f"echo '{text}' >&2; exit 1", "true", "true")], lambda *_: None, {})
     assert caught.value.code == "FTKVM-610"
+
+
+def test_a_dry_run_shows_commands_and_differences_and_changes_nothing(tmp_path: Path) -> None:
+    there, fresh = tmp_path / "there", tmp_path / "d/fresh"
+    there.write_text("same\nold\n")
+    files = {str(there): (b"same\nnew\n", 0o644), str(fresh): (b"[Unit]\n", 0o644)}
+    before = _content(tmp_path)
+    views = preview(Local(), [planning._file(path, *files[path]) for path in files], files)
+    assert _content(tmp_path) == before
+    assert views[0].difference[2:] == ["@@ -1,2 +1,2 @@", " same", "-old", "+new"]
+    assert views[1].difference == ["--- /dev/null", f"+++ {fresh}", "@@ -0,0 +1 @@", "+[Unit]"]
+    assert all(f"  $ {view.command}" in view.lines() for view in views)
+
+
+def test_a_dry_run_shows_no_secret(tmp_path: Path) -> None:
+    key = tmp_path / "host.key"
+    key.write_text("the old key")
+    files = {str(key): (b"the new key", 0o600)}
+    shown = json.dumps(
+        [view.to_json() for view in preview(Local(), [planning._file(str(key), *files[str(key)])], files)]
+    )
+    assert "old key" not in shown
+    assert "new key" not in shown
+    assert "secret" in shown
+
+
+def test_a_step_without_a_file_has_no_difference() -> None:
+    (shown,) = preview(Local(), [Step("units", "systemd reads its units", "exit 9", "true", "true")], {})
+    assert (shown.difference, shown.command) == ([], "exit 9")
