@@ -10,14 +10,14 @@ import pytest
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostEntry
-from ftkvm.home import ClusterFile
+from ftkvm.home import ClusterFile, Home
 from hostprep import facts as facts_of
 from hostprep import plan as planning
 from hostprep.apply import apply
 from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts, parse
 from hostprep.package import Package
 from hostprep.plan import Step, Wish, plan, require
-from hostprep.prepare import host_entry
+from hostprep.prepare import host_entry, make_wish
 from hostprep.preview import preview
 from hostprep.ssh import Result
 
@@ -223,3 +223,13 @@ def test_a_dry_run_shows_no_secret(tmp_path: Path) -> None:
 def test_a_step_without_a_file_has_no_difference() -> None:
     (shown,) = preview(Local(), [Step("units", "systemd reads its units", "exit 9", "true", "true")], {})
     assert (shown.difference, shown.command) == ([], "exit 9")
+
+
+@pytest.mark.parametrize(("note", "listed"), [(False, []), (True, ["host1"])])
+def test_only_a_certificate_that_is_used_is_listed(tmp_path: Path, note: bool, listed: list[str]) -> None:
+    home = Home(tmp_path / "home")
+    cluster = ClusterFile("c", "id", "/srv/ftkvm", "10.0.0.0/24", "10.1.0.0/24", "10.2.0.0/24", ["br-vm"])
+    home.create(cluster)
+    before = {row["serial"] for row in home.issued()}
+    make_wish(home, cluster, host_entry("host1", good(), cluster), good(), note=note)
+    assert [row["name"] for row in home.issued() if row["serial"] not in before] == listed
