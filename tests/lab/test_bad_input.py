@@ -292,8 +292,11 @@ def _local(seat: Seat, host: Host) -> list[dict[str, str]]:
     return [{"name": name, "role": "secondary"} for name in listed if name == "v1"]
 
 
-def test_a_host_that_does_not_answer(seat: Seat, vm: str, two: Host) -> None:
+def test_a_host_that_does_not_answer(seat: Seat, vm: str, one: Host, two: Host) -> None:
     """Last: it costs the second host."""
+    if not any(entry["name"] == "v2" for entry in seat.ok("vm", "list")):  # when it runs alone
+        seat.define(one, "v2")
+        seat.ok("vm", "register", "v2", "--host", one.name)
     two.power_off()
     begun = time.monotonic()
     refused(seat.run("enable", vm, "--secondary", two.name), "FTKVM-202", 4)
