@@ -260,7 +260,7 @@ def test_datastore_hung_on_the_primary(seat: Seat, vm: str, one: Host) -> None:
             refused(seat.run("enable", vm), "FTKVM-306", 6)
         with hung(seat, one):
             entry = next(entry for entry in seat.ok("vm", "list") if entry["name"] == vm)
-            assert (entry["state"], entry["host"]) == ("running", one.name), seat.logs(60)
+            assert (entry["state"], entry["host"]) == ("running", one.name), seat.logs(150)
         with hung(seat, one):
             said = seat.run("vm", "start", vm)  # the agent that answers may be the one whose datastore hangs
             assert (said.code, said.status) in (("FTKVM-103", 1), ("FTKVM-306", 6)), said.err
