@@ -1,5 +1,6 @@
 """Issue 2's bad input, on real hosts: each with its code, its cause and its remedy, and nothing changed."""
 
+import json
 import os
 import signal
 import time
@@ -248,6 +249,9 @@ def slow_guard(seat: Seat) -> Iterator[None]:
     try:
         seat.ok("cluster", "set", "ha.enabled=off", *(f"{name}={value}" for name, value in slow.items()))
         seat.ok("cluster", "set", "ha.enabled=on")
+        beats = [seat.datastore / ".ftkvm/hosts" / host.name / "ha.json" for host in seat.hosts]
+        # a host promises in its heartbeat what it goes by; one that has not read the change yet cannot once it hangs
+        eventually(lambda: all(json.loads(path.read_text())["stop_after_ms"] == 50_000 for path in beats))
         yield
     finally:
         seat.ok("cluster", "set", "ha.enabled=off", *(f"{name}=" for name in slow))
@@ -260,7 +264,7 @@ def test_datastore_hung_on_the_primary(seat: Seat, vm: str, one: Host) -> None:
             refused(seat.run("enable", vm), "FTKVM-306", 6)
         with hung(seat, one):
             entry = next(entry for entry in seat.ok("vm", "list") if entry["name"] == vm)
-            assert (entry["state"], entry["host"]) == ("running", one.name), seat.logs(150)
+            assert (entry["state"], entry["host"]) == ("running", one.name)
         with hung(seat, one):
             said = seat.run("vm", "start", vm)  # the agent that answers may be the one whose datastore hangs
             assert (said.code, said.status) in (("FTKVM-103", 1), ("FTKVM-306", 6)), said.err
