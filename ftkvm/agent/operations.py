@@ -118,8 +118,8 @@ class Operations:
             self._keep(replace(operation, state=state, error=said, ended_at=time.time(), result=result))
 
     def _keep(self, operation: Operation) -> None:
+        self._write(operation)  # first: what somebody was told must be what an agent after this one finds
         self._known[operation.id] = operation
-        self._write(operation)
         for name in [name for name, op in self._known.items() if op.state != "running"][:-_KEPT]:
             del self._known[name]
             (self._directory / f"{name}.json").unlink(missing_ok=True)
