@@ -210,10 +210,12 @@ class Traffic:
 
     def _send(self) -> None:
         while not self._ending.wait(0.005):
-            with contextlib.suppress(OSError):
-                at = time.monotonic()
+            at = time.monotonic()
+            self.sent.append(at)  # before it is: it must not arrive unknown
+            try:
                 self._out.sendto(repr(at).encode(), ("10.232.0.255", 5555))
-                self.sent.append(at)
+            except OSError:
+                self.sent.pop()
 
     def _receive(self) -> None:
         while not self._ending.is_set():
