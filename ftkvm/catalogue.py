@@ -220,7 +220,7 @@ CATALOGUE: dict[str, Message] = dict(
            "Add another host first; to give the cluster up, remove ftkvm from the host."),
         _m("FTKVM-245", "heartbeats go over one network only ({networks})", "When that network fails, hosts look isolated though they are well, and shut their VMs down.",
            "Name a second one: `ftkvm cluster set ha.networks=management,migration` (HA off and on again)."),
-        _m("FTKVM-246", "an isolated host has nothing to ping", "das.usedefaultisolationaddress is off and no das.isolationaddress is set: a host that hears nobody takes itself for isolated without a second look.",
+        _m("FTKVM-246", "an isolated host has nothing to ping", "das.usedefaultisolationaddress is off and no das.isolationaddress is set: a host that is cut off finds out only by the others' heartbeats on the datastore.",
            "`ftkvm cluster set das.isolationaddress1=ADDRESS`, or das.usedefaultisolationaddress=on."),
         _m("FTKVM-247", "the cluster has {hosts} hosts, fewer than {least}", "When a host is lost, an FT VM has nowhere to be protected again until it is back.",
            "Add a host: `ftkvm host add NAME`."),

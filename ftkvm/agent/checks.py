@@ -66,32 +66,31 @@ class Checks:
         """
         entry = self._ctx.cluster.host(name)
         said = self._ctx.peers.call(name, "GET", "/v1/local/check/host", None, _HOST_TIMEOUT_S)
-        view = HostView.from_json(said, maintenance=entry.maintenance, emulation=self._emulation())
+        emulation = ft_checks.emulation_allowed(self._ctx)
+        view = HostView.from_json(said, maintenance=entry.maintenance, emulation=emulation)
         return run(f"host {name}", host.CHECKS, view, host=name).to_json()
 
     def cluster(self) -> Json:
         """The cluster's settings, every host, and each beside each other."""
         config = self._ctx.cluster.current(fresh=True)
-        views, silent = [], {}
+        views, silent, emulation = [], {}, ft_checks.emulation_allowed(self._ctx)
         for name, answer in gather(self._ctx, "/v1/local/check/host", _HOST_TIMEOUT_S).items():
             if isinstance(answer, FtkvmError):
                 silent[name] = _finding(answer)
                 continue
             resting = config.hosts[name].maintenance if name in config.hosts else False
-            views.append(HostView.from_json(answer, maintenance=resting, emulation=self._emulation()))
+            views.append(HostView.from_json(answer, maintenance=resting, emulation=emulation))
         facts = {each.name: each for each in placing.hosts_facts(self._ctx)}
-        now = settings.in_force(config.settings)
-        pinged = [str(now[name]) for name in now if name.startswith("das.isolationaddress") and now[name]]
-        pinged += ["gateway"] if now["das.usedefaultisolationaddress"] else []
+        ha = settings.ha_settings(config.settings, "gateway")
         view = ClusterView(
             tuple(views),
             facts,
             silent,
             size=len(config.hosts),
-            ha=bool(now["ha.enabled"]),
-            host_monitoring=bool(now["ha.host_monitoring"]),
-            ha_networks=tuple(filter(None, str(now["ha.networks"]).split(","))),
-            isolation_addresses=tuple(pinged),
+            ha=ha.enabled,
+            host_monitoring=ha.host_monitoring,
+            ha_networks=settings.ha_networks(config.settings),
+            isolation_addresses=ha.isolation_addresses,
             channels=CHANNELS,
         )
         return look(config.cluster, view).to_json()
@@ -121,9 +120,6 @@ class Checks:
             "ft_copies": sum(1 for _spec in (config.paths.run / "pairs").glob("*.json")),
             "missing_bridges": sorted(set(config.vm_bridges) - set(health.get("bridges", config.vm_bridges))),
         }
-
-    def _emulation(self) -> bool:
-        return bool(settings.in_force(self._ctx.cluster.current().settings)["ft.emulation"])
 
     def _hosts_for(self, record: VmRecord, xml: str) -> tuple[Result, ...]:
         """Whether a pair could be made now: this host, and one for the secondary."""

@@ -212,8 +212,7 @@ def _waiting(given: Mapping[str, Any]) -> list[str]:
 
 def _warnings(given: Mapping[str, Any], now: Now) -> list[str]:
     force, found = settings.in_force(given), []
-    named = any(force[each.name] for each in settings.ISOLATION_ADDRESSES)
-    if not force["das.usedefaultisolationaddress"] and not named:
+    if not settings.ha_settings(given, "gateway").isolation_addresses:
         found.append(
             "no isolation address (das.usedefaultisolationaddress is off): a host that is cut off finds out only "
             "by the others' heartbeats on the datastore"

@@ -28,7 +28,7 @@ class AgentContext:
     workers: Workers
     cluster: ClusterReader
     extras: dict[str, object] = field(default_factory=dict)
-    """Parts that register themselves for others (``pairs``: the PairManager)."""
+    """Parts that register themselves for others: ``pairs``, ``ha``, ``vm_monitor``, ``security``."""
 
     @property
     def host(self) -> str:

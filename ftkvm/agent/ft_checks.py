@@ -46,8 +46,13 @@ def look_at_vm(ctx: AgentContext, record: VmRecord, xml: str, *, for_ft: bool = 
 
 def rules_of(ctx: AgentContext) -> Rules:
     """What the checks of a VM need to know of this cluster."""
-    emulation = bool(settings.in_force(ctx.cluster.current().settings)["ft.emulation"])
-    return Rules(datastore=str(ctx.config.datastore), bridge=ctx.config.vm_bridges[0], emulation=emulation)
+    bridge, emulation = ctx.config.vm_bridges[0], emulation_allowed(ctx)
+    return Rules(datastore=str(ctx.config.datastore), bridge=bridge, emulation=emulation)
+
+
+def emulation_allowed(ctx: AgentContext) -> bool:
+    """The cluster's setting ft.emulation."""
+    return bool(settings.in_force(ctx.cluster.current().settings)["ft.emulation"])
 
 
 def _image_facts(paths: list[str]) -> dict[str, ImageFacts]:

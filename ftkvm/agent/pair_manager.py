@@ -164,15 +164,12 @@ class PairManager:
     def _finish(self, worker: PairWorker) -> None:
         if not worker.operation_lock.acquire(blocking=False):
             return
-        try:
-            worker.operation_name = "recovery"
-            recover(self.ctx, worker, locked=True)  # reads the journal anew: it may be gone by now
-        except Exception:
-            log.exception("%s: what was left half done stays so; again in %.0f s", worker.name, FINISH_EVERY_S)
-        finally:
-            worker.operation_name = None
-            worker.operation_lock.release()
-            worker.poller.refresh(2.0)
+        with self._holding(worker, "recovery"):
+            try:
+                recover(self.ctx, worker, locked=True)  # reads the journal anew: it may be gone by now
+            except Exception:
+                log.exception("%s: what was left half done stays so; again in %.0f s", worker.name, FINISH_EVERY_S)
+        worker.poller.refresh(2.0)
 
     def _specs(self) -> list[Any]:
         found = []
@@ -233,13 +230,8 @@ class PairManager:
         """Run the plan once; what fails before the commit point is undone, after it arbitration takes over."""
         if not worker.operation_lock.acquire(blocking=False):
             raise FtkvmError("FTKVM-501", vm=worker.name, operation=worker.operation_name or "unknown")
-        try:
-            worker.operation_name = "protect"
-            worker.cancel_operation.clear()
+        with self._holding(worker, "protect"):
             return self._protect(worker, secondary, progress, enabling)
-        finally:
-            worker.operation_name = None
-            worker.operation_lock.release()
 
     def protect_in_turn(self, worker: PairWorker, secondary: str, progress: Progress) -> PairDoc:
         """:meth:`protect` again, as a part of an operation that holds the lock."""
@@ -247,12 +239,12 @@ class PairManager:
 
     def _protect(self, worker: PairWorker, secondary: str, progress: Progress, enabling: bool) -> PairDoc:
         store = worker.store
-        left = self._run(store.operation, "read journal")
-        if left is not None and left.host == self.ctx.host:
+        unfinished = self._run(store.operation, "read journal")
+        if unfinished is not None and unfinished.host == self.ctx.host:
             # safety: a new journal would overwrite the only document that names the overlays of the one before.
             recover(self.ctx, worker, locked=True)
-            if left.kind != "protect":
-                raise FtkvmError("FTKVM-501", vm=worker.name, operation=left.kind)
+            if unfinished.kind != "protect":
+                raise FtkvmError("FTKVM-501", vm=worker.name, operation=unfinished.kind)
         if enabling:
             self._run(lambda: store.set_ft_enabled(True), "write vm.json")
         epochs = self._run(store.epochs, "read epochs")
@@ -279,9 +271,9 @@ class PairManager:
             log.exception("%s: protect", worker.name)
             try:
                 self._undo(worker, plan, enabling)
-            except Exception as left:
+            except Exception as undo_error:
                 log.exception("%s: not undone yet", worker.name)
-                raise FtkvmError("FTKVM-518", vm=worker.name, reason=error, detail=left) from error
+                raise FtkvmError("FTKVM-518", vm=worker.name, reason=error, detail=undo_error) from error
             if isinstance(error, FtkvmError):
                 raise
             raise FtkvmError("FTKVM-515", vm=worker.name, detail=error) from error
@@ -355,6 +347,12 @@ class PairManager:
         while not worker.operation_lock.acquire(timeout=0.2):
             if time.monotonic() > deadline:
                 raise FtkvmError("FTKVM-501", vm=worker.name, operation=worker.operation_name or "unknown")
+        with self._holding(worker, name):
+            yield
+
+    @contextmanager
+    def _holding(self, worker: PairWorker, name: str) -> Iterator[None]:
+        """The operation ``name`` runs inside; the caller has acquired the lock, which is released at the end."""
         try:
             worker.operation_name = name
             worker.cancel_operation.clear()
@@ -583,9 +581,6 @@ def _warnings(ft_settings: dict[str, Any]) -> list[str]:
     return []
 
 
-__all__ = ["PairManager"]
-
-
 def _mute(observation: Observation, settings: FtSettings) -> list[str]:
     """What is seen of a secondary that would be given up, were not others given up lately."""
     silence = observation.secondary_silence
@@ -595,3 +590,6 @@ def _mute(observation: Observation, settings: FtSettings) -> list[str]:
         f"the secondary's guest has sent nothing for {silence.ms // 1000} s, so every answer waits for a checkpoint; "
         f"another one is made in {observation.patience_ms // 1000} s"
     ]
+
+
+__all__ = ["PairManager"]

@@ -40,9 +40,7 @@ class Security:
 
         :raises FtkvmError: FTKVM-329, 335, 336
         """
-        said = self.state()
-        signs = CertificateSigns(int(said.get("days_left", 0)), bool(said.get("revoked")), str(said["error"] or ""))
-        for finding in judge_certificate(signs):
+        for finding in judge_certificate(CertificateSigns.from_json(self.state())):
             if finding.severity is Severity.ERROR:
                 raise FtkvmError(finding.code, host=self._ctx.host, **finding.params)
 

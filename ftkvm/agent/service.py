@@ -492,8 +492,9 @@ class Service:
 
     def _evacuate(self, progress: Progress) -> None:
         known = {record.uuid: record for record in self.vms.records()}
-        todo = [entry for entry in self.vms.local() if entry["uuid"] in known]
-        unread = [(entry, self.vms.corrupt.get(str(entry["uuid"]))) for entry in self.vms.local()]
+        local = self.vms.local()
+        todo = [entry for entry in local if entry["uuid"] in known]
+        unread = [(entry, self.vms.corrupt.get(str(entry["uuid"]))) for entry in local]
         failed = {str(entry["name"]): error.text for entry, error in unread if error is not None}
         for number, entry in enumerate(todo, 1):
             record = known[str(entry["uuid"])]

@@ -24,7 +24,7 @@ _HTTP_STATUS = {3: 404, 4: 503, 5: 504, 6: 503}
 
 
 def build_app(service: Service, health: Health, routers: Iterable[APIRouter] = ()) -> FastAPI:
-    """The application; ``routers`` are those of other parts of the agent (the pairs' peer endpoints)."""
+    """The application; ``routers`` are those of the agent's other parts (``serving``)."""
     app = FastAPI(title="ftkvm agent", version=__version__, lifespan=_lifespan)
     app.add_exception_handler(FtkvmError, _known_error)
     app.add_exception_handler(RequestValidationError, _bad_request)

@@ -13,6 +13,10 @@ from ftkvm.cli.output import Reporter, make_table, output_option, watch_document
 from ftkvm.ports import Json
 
 _COLUMNS = ("VM", "RUNS", "HOST", "FT", "SECONDARY", "EPOCH", "CHECKPOINT", "LOG MBIT/S", "LAST FAILOVER")
+_SLOW = (
+    "its second copy follows slowly (lockstep interval {seconds} s) and slows the VM: look at the load of the "
+    "secondary's host and at the FT network"
+)
 
 
 @click.command()
@@ -97,12 +101,6 @@ def restart_secondary(vm: str, output: str) -> None:
     reporter.result(done, text + _again(said["secondary_host"], said["unprotected_s"]))
 
 
-_SLOW = (
-    "its second copy follows slowly (lockstep interval {seconds} s) and slows the VM: look at the load of the "
-    "secondary's host and at the FT network"
-)
-
-
 def _tried(vm: str, what: str, reporter: Reporter) -> Json:
     client = AgentClient()
     return client.wait(client.call("POST", f"/v1/vms/{quote(vm)}/ft/test/{what}", {}, 30.0), reporter)
@@ -167,7 +165,7 @@ def _render(document: Json) -> Group:
         pair = entry["pair"] or {}
         if pair.get("lockstep") in ("yellow", "red"):
             parts.append(Text(f"{entry['name']}: {_SLOW.format(seconds=pair['lockstep_interval_s'])}", style="yellow"))
-        for warning in (entry.get("pair") or {}).get("warnings", []):
+        for warning in pair.get("warnings", []):
             parts.append(Text(f"{entry['name']}: {warning}", style="yellow"))
     for error in document["silent_hosts"].values():
         parts.append(Text(f"{error['code']} {error['text']}", style="red"))

@@ -77,7 +77,7 @@ class Ground:
     def trial(self, name: str, host: str = "") -> Iterator[HaOutcome]:
         """A trial on a cluster that is well; afterwards all that must hold is checked, also when it broke off.
 
-        :param host: the one the fault is done to; its VMs are looked at. None: all VMs
+        :param host: the one the fault is done to; its VMs are looked at. Empty: all VMs
         """
         self.stage.wait_well()
         vms = self.stage.owned_by(host) if host else list(self.stage.vms)
@@ -159,11 +159,14 @@ class Ground:
 
     # -- checking ----------------------------------------------------------------------------------------------
 
+    def overlaps(self, vms: Sequence[HaVm]) -> list[str]:
+        """Of which VMs two hosts spoke on the wire at the same time, since the capture's last mark."""
+        found = [(vm, looks.overlaps(self.capture.emitters(vm.guest.mac))) for vm in vms]
+        return [f"{vm.name}: {text}" for vm, texts in found for text in texts]
+
     def _check(self, outcome: HaOutcome) -> None:
         """Whatever happened: never two of a VM, on the wire or in the process list."""
-        outcome.wrong += self.census.doubles()
-        for vm in self.stage.vms:
-            outcome.wrong += [f"{vm.name}: {text}" for text in looks.overlaps(self.capture.emitters(vm.guest.mac))]
+        outcome.wrong += self.census.doubles() + self.overlaps(self.stage.vms)
         outcome.figures["census_longest_s"] = round(self.census.longest_s, 2)
         outcome.events = [
             f"{outcome.since(event['at']):.2f} {event['by']}: {event['event']}: {event['text']}"

@@ -6,7 +6,7 @@ import signal
 import time
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import devices, faults, looks
+from ftkvm.lab import devices, faults
 from ftkvm.lab.client import CounterClient
 from ftkvm.lab.ha_ground import Ground, HaOutcome, late_or_disordered
 from ftkvm.lab.ha_stage import HaStage
@@ -279,9 +279,8 @@ def maintenance(ground: Ground) -> HaOutcome:
             outcome.wrong.append(f"{[vm.name for vm in left]} are left on {host}")
         _counters_live(outcome, counters)
         stage.ftkvm("host", "maintenance", "exit", host)
-        for vm in ground.vms(outcome):  # before one of them goes back, and its first host speaks for it again
-            outcome.wrong += [f"{vm.name}: {text}" for text in looks.overlaps(ground.capture.emitters(vm.guest.mac))]
-        ground.capture.mark()
+        outcome.wrong += ground.overlaps(ground.vms(outcome))
+        ground.capture.mark()  # one of them goes back now, and its first host speaks for it again
         back = ground.vms(outcome)[0]
         stage.ftkvm("vm", "migrate", back.name, "--to", host)
         if stage.owner(back).get("host") != host:

@@ -68,6 +68,12 @@ class CertificateSigns:
     revoked: bool = False
     error: str = ""
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "CertificateSigns":
+        """What a host's agent says of it (``agent/security.py`` writes it)."""
+        error = str(document.get("error") or "")
+        return cls(int(document.get("days_left", 0)), bool(document.get("revoked")), error)
+
 
 MOST_FT_COPIES = 4
 """Of FT VMs on one host, primaries and secondaries together (FT-12; guide, *Fault tolerance best practices*)."""
@@ -91,9 +97,9 @@ class HostView:
     maintenance: bool = False
     missing_bridges: tuple[str, ...] = ()
     certificate: CertificateSigns | None = None
+    """None: the host did not say."""
     ft_copies: int = 0
     """Primaries and secondaries that run here."""
-    """None: the host did not say."""
     emulation: bool = False
     """The cluster's setting ft.emulation: guests may be emulated."""
 
@@ -101,7 +107,7 @@ class HostView:
     def from_json(cls, document: Mapping[str, Any], *, maintenance: bool, emulation: bool) -> "HostView":
         """What a host's agent answers about itself (``adapters/host_view.py`` writes it)."""
         cpu = dict(document["cpu"])
-        trouble = document.get("trouble")
+        trouble, certificate = document.get("trouble"), document.get("certificate")
         return cls(
             str(document["name"]),
             Cpu(**{**cpu, "flags": frozenset(cpu["flags"])}),
@@ -116,16 +122,10 @@ class HostView:
             Finding(trouble["code"], trouble["params"]) if trouble else None,
             maintenance,
             tuple(document["missing_bridges"]),
-            _certificate_signs(document.get("certificate")),
+            CertificateSigns.from_json(certificate) if certificate is not None else None,
             int(document.get("ft_copies", 0)),
             emulation,
         )
-
-
-def _certificate_signs(said: Mapping[str, Any] | None) -> CertificateSigns | None:
-    if said is None:
-        return None
-    return CertificateSigns(int(said.get("days_left", 0)), bool(said.get("revoked")), str(said.get("error") or ""))
 
 
 def judge_certificate(signs: CertificateSigns) -> Iterator[Finding]:

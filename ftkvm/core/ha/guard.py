@@ -76,7 +76,7 @@ def begin(now: int) -> Guard:
     return Guard(now)
 
 
-def look(guard: Guard, desk: Desk, isolated: bool, alone: bool = False) -> Guard:
+def look(guard: Guard, desk: Desk, isolated: bool, alone: bool) -> Guard:
     """Take in ends, write the heartbeat, pet the watchdog, end VMs that must not go on."""
     guard = _written(guard, desk)
     guard = _write(guard, desk, isolated)

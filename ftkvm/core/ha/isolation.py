@@ -23,29 +23,29 @@ ALONE_INTERVALS = 3
 """Beats of everybody missed in a row, long before the isolation time: it may be coming."""
 
 
-def alone(desk: Desk, windows: Windows) -> bool:
+def quiet_ms(desk: Desk, windows: Windows) -> int:
+    """For how long nobody has been heard; 0 in a cluster of one."""
+    return min((living.silence_ms(desk, windows, host) for host in _others(desk)), default=0)
+
+
+def alone(desk: Desk, quiet: int) -> bool:
     """Whether nobody has been heard for some beats."""
-    return _quiet_ms(desk, windows) >= ALONE_INTERVALS * desk.settings.interval_ms
+    return quiet >= ALONE_INTERVALS * desk.settings.interval_ms
 
 
 def _others(desk: Desk) -> list[str]:
     return [host for host in desk.seen.cluster.hosts if host != desk.seen.me]
 
 
-def _quiet_ms(desk: Desk, windows: Windows) -> int:
-    return min((living.silence_ms(desk, windows, host) for host in _others(desk)), default=0)
-
-
-def look(isolation: Isolation, desk: Desk, windows: Windows) -> Isolation:
-    """Nobody heard for the isolation time, then every isolation address silent: isolated."""
-    quiet = _quiet_ms(desk, windows)
+def look(isolation: Isolation, desk: Desk, windows: Windows, quiet: int) -> Isolation:
+    """Nobody heard for the isolation time, then every isolation address silent: isolated. ``quiet``: quiet_ms now."""
     if quiet < desk.settings.isolation_ms:
         if isolation.isolated:
             desk.tell("isolation-over", "another host is heard", desk.seen.me)
         return Isolation() if isolation.isolated or isolation.ping_ms is not None else isolation
     addresses = desk.settings.isolation_addresses
     if not addresses:
-        return _without_addresses(isolation, desk, windows, _others(desk))
+        return _without_addresses(isolation, desk, windows)
     for action, ended in desk.ends(Ping):
         if not action.hosts and action.asked_ms == isolation.ping_ms:
             isolation = _answered(isolation, desk, isinstance(ended.value, tuple) and bool(ended.value), quiet)
@@ -67,9 +67,9 @@ def _answered(isolation: Isolation, desk: Desk, answer: bool, quiet: int) -> Iso
     return replace(isolation, isolated=True, since_ms=desk.now)
 
 
-def _without_addresses(isolation: Isolation, desk: Desk, windows: Windows, others: list[str]) -> Isolation:
+def _without_addresses(isolation: Isolation, desk: Desk, windows: Windows) -> Isolation:
     """Nothing to ask but the datastore: others whose counters move are there, so it is us who are cut off."""
-    moving = [host for host in others if windows.moving(host, desk.now)]
+    moving = [host for host in _others(desk) if windows.moving(host, desk.now)]
     if isolation.isolated or not moving:
         return isolation
     desk.tell("isolated", f"no host heard, but {', '.join(moving)} write heartbeats", desk.seen.me)

@@ -131,15 +131,12 @@ def _judge(desk: Desk, windows: Windows, host: str, silence: int, proven: bool) 
     stands = f"{seconds}, its heartbeat on the datastore stands since {still / 1000:.0f} s"
     if proven:
         return HostState.DEAD, stands
+    heartbeat = windows.by_host[host].heartbeat
     if pinged:
         # safety: by now the watchdog should have ended it. Who answers all the same may still write.
-        had = (
-            "its watchdog should have ended it"
-            if windows.by_host[host].heartbeat.watchdog_ms > 0
-            else ("it had no watchdog armed, and no fence has switched it off")
-        )
-        return HostState.HUNG, f"{stands}, but it answers pings: {had}"
-    return _covered(windows.by_host[host].heartbeat, settings.lease_ms, stands)
+        armed, bare = "its watchdog should have ended it", "it had no watchdog armed, and no fence has switched it off"
+        return HostState.HUNG, f"{stands}, but it answers pings: {armed if heartbeat.watchdog_ms > 0 else bare}"
+    return _covered(heartbeat, settings.lease_ms, stands)
 
 
 def _covered(heartbeat: Heartbeat, lease_ms: int, stands: str) -> tuple[HostState, str]:

@@ -51,8 +51,9 @@ def turn(state: object, seen: Seen) -> Turn:
     watches = electing.watches(desk, state.windows)
     interval = seen.cluster.settings.interval_ms
     windows = watching.look(state.windows, desk, interval if watches else SECONDARY_READS_EVERY * interval)
-    isolation = isolating.look(state.isolation, desk, windows)
-    guard = guarding.look(state.guard, desk, isolation.isolated, isolating.alone(desk, windows))
+    quiet = isolating.quiet_ms(desk, windows)
+    isolation = isolating.look(state.isolation, desk, windows, quiet)
+    guard = guarding.look(state.guard, desk, isolation.isolated, isolating.alone(desk, quiet))
     guard = isolating.respond(isolation, guard, desk)
     liveness = living.look(state.liveness, desk, windows) if watches else _glance(state, desk, windows)
     election = electing.look(state.election, desk, windows, liveness, guard, isolation)
