@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -181,6 +183,22 @@ def agent_killed_then_crash(this: "Round", pair: dict[str, Any]) -> Mend:
     return _crash(pair["host"])
 
 
+def libvirtd_hung_then_kill(this: "Round", pair: dict[str, Any]) -> Mend:
+    """libvirtd stands still on both hosts of the pair, then the QEMU that answers is killed: FT must not need it."""
+    pids = [pid for side in ("host", "secondary_host") for pid in Host(pair[side]).unit_pids("libvirtd.service")]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(1.0)
+    faults.kill(pair["host"], f"qemu:{this.vm}")
+
+    def mend() -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    return mend
+
+
 FAULTS: dict[str, Strike] = {
     strike.__name__.replace("_", "-"): strike
     for strike in (
@@ -199,10 +217,11 @@ FAULTS: dict[str, Strike] = {
         lose_storage_primary,
         lose_storage_secondary,
         agent_killed_then_crash,
+        libvirtd_hung_then_kill,
     )
 }
 
-NEEDS_MENDING = frozenset({"cut-ft", "cut-ft-and-management", "cut-ft-secondary-wins"})
+NEEDS_MENDING = frozenset({"cut-ft", "cut-ft-and-management", "cut-ft-secondary-wins", "libvirtd-hung-then-kill"})
 """Mended before the VM is waited for: with the winner itself cut off there is nobody to be its secondary."""
 
 
