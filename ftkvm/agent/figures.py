@@ -29,10 +29,13 @@ class CheckpointFigures:
             if self._stop_at:
                 self.periods_ms.append((at - self._stop_at) * 1000)
             self._stop_at = at
-        elif event == "RESUME" and self._stop_at:
-            self.pauses_ms.append((at - self._stop_at) * 1000)
-            self.count += 1
+        elif event == "RESUME":
+            # Also one without a STOP: a secondary's first, with which it begins to run. Counted from its preparation
+            # instead, a copy that took longer than `checkpoint_timeout_ms` to make would try to win as soon as it ran.
             self.last_resume = time.monotonic()
+            if self._stop_at:
+                self.pauses_ms.append((at - self._stop_at) * 1000)
+                self.count += 1
 
     def interval_in_force_ms(self, told_ms: int | None) -> int:
         """The interval in force: the primary's own, or what it told; else a guess, the longest seen lately.
