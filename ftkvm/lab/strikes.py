@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkvm.catalogue import FtkvmError
@@ -185,7 +186,9 @@ def agent_killed_then_crash(this: "Round", pair: dict[str, Any]) -> Mend:
 
 def libvirtd_hung_then_kill(this: "Round", pair: dict[str, Any]) -> Mend:
     """libvirtd stands still on both hosts of the pair, then the QEMU that answers is killed: FT must not need it."""
-    pids = [pid for side in ("host", "secondary_host") for pid in Host(pair[side]).unit_pids("libvirtd.service")]
+    found = [pid for side in ("host", "secondary_host") for pid in Host(pair[side]).unit_pids("libvirtd.service")]
+    # QEMU is in the unit's control group as well here
+    pids = [pid for pid in found if Path(f"/proc/{pid}/comm").read_text().strip() == "libvirtd"]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     time.sleep(1.0)
