@@ -34,8 +34,11 @@ def register(domain: str, host: str, output: str) -> None:
 @output_option
 def list_vms(output: str) -> None:
     """Show the VMs and where they run."""
-    reporter = Reporter(output)
-    vms = AgentClient().call("GET", "/v1/vms")["vms"]
+    print_vms(AgentClient().call("GET", "/v1/vms")["vms"], Reporter(output))
+
+
+def print_vms(vms: list[Json], reporter: Reporter) -> None:
+    """The VMs as a table; below it, as errors, what is wrong with their guests."""
     if reporter.json:
         reporter.document(vms)
         return
