@@ -177,10 +177,7 @@ def _repair(stage: Stage, story: Story, clients: Clients, dead: str) -> None:
     started = time.monotonic()
     faults.start(dead)
     story.say(f"{dead} has booted")
-    while trouble := stage.host_trouble(dead):
-        if time.monotonic() - started > 60:
-            raise FtkvmError("FTKVM-710", what=f"{dead} to be usable ({trouble})", timeout_s="60")
-        time.sleep(0.5)
+    stage.wait_usable(dead)
     story.note(host_back_s=round(time.monotonic() - started, 2))
     story.say(f"{dead} is a usable host of the cluster again after {story.figures['host_back_s']} s")
     time.sleep(STREAM_S)

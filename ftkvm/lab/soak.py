@@ -49,6 +49,8 @@ def make_stage(say: Say) -> Stage:
     missing = set(HOSTS) - set(Home(stage.home).load().hosts)
     if missing:
         raise FtkvmError("FTKVM-710", what=f"{', '.join(sorted(missing))} to be in the cluster", timeout_s="0")
+    for name in HOSTS:  # after `ftkvm lab up` their agents may still be starting
+        stage.wait_usable(name)
     return stage
 
 

@@ -99,6 +99,14 @@ class Stage:
                 return "" if well else str(row)
         return "not in the list"
 
+    def wait_usable(self, host: str, timeout_s: float = 60) -> None:
+        """Waits until the host is of use: its agent answers and has its datastore. FTKVM-710 when it is not in time."""
+        deadline = time.monotonic() + timeout_s
+        while trouble := self.host_trouble(host):
+            if time.monotonic() > deadline:
+                raise FtkvmError("FTKVM-710", what=f"{host} to be usable ({trouble})", timeout_s=f"{timeout_s:.0f}")
+            time.sleep(0.5)
+
     def disk_of(self, vm: str, host: str) -> str:
         """The image a running VM writes to, as libvirt on its host has it."""
         for line in Host(host).run(["virsh", "domblklist", "--", vm]).splitlines():
