@@ -228,6 +228,8 @@ CATALOGUE: dict[str, Message] = dict(
            "Move some: `ftkvm vm migrate VM --to HOST`, or `--secondary`."),
         _m("FTKVM-244", "host {host} stays: none of the other hosts is a primary host now ({others})", "A cluster with HA on needs a primary host that lives; others join through it.",
            "Wait until `ftkvm cluster status` shows another primary host (some seconds after one was lost), or bring a host back; or switch HA off: `ftkvm cluster set ha.enabled=off`."),
+        _m("FTKVM-260", "the record of VM {vm} was changed by somebody else each time", "Every change makes the record's next version; that number was taken again and again. Nothing of this change was written.",
+           "Run the command again; if it goes on like this, find out who changes the VM all the time: `ftkvm vm show {vm}`."),
         _m("FTKVM-301", "the datastore {path} is not mounted on {host}", "The directory is missing, or it is an empty mount point.",
            "Mount the shared file system at {path} on {host}.", 6),
         _m("FTKVM-302", "the datastore does not work on {host}: {detail}", "The file system answers with an I/O or connection error ({path}).",

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ftkvm.agent import vm_file
 from ftkvm.agent.admission import Admission, Now, room_of
 from ftkvm.agent.configuration import publish
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.gather import Answers
+from ftkvm.agent.ha.documents import understood
 from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import VmRecord, Vms
@@ -20,6 +23,8 @@ from ftkvm.ports import Json
 
 if TYPE_CHECKING:
     from ftkvm.agent.service import Places
+
+_ATTEMPTS = 16
 
 
 class ClusterSettings:
@@ -146,10 +151,27 @@ class ClusterSettings:
     def change_vm(self, name: str, words: Mapping[str, str]) -> Json:
         """Change a VM's FT (ft.*) and HA (ha.*) settings; all or none.
 
+        If somebody else changes the VM at the same time, everything is looked at again as it is then.
+
         :raises FtkvmError: FTKVM-114, FTKVM-637 a bad name or value, FTKVM-630 … 633 a reservation is too high,
-            FTKVM-139 FT is on, and all memory is reserved (FT-11)
+            FTKVM-139 FT is on, and all memory is reserved (FT-11), FTKVM-260 others were faster each time
         """
-        record = self._vms.find(name)
+        uuid = self._vms.find(name).uuid
+        what = f"vms/{uuid}/record"
+        for _attempt in range(_ATTEMPTS):
+            before = bounded(self._ctx, lambda: vm_file.read_versioned(self._ctx.datastore, uuid), what)
+            if before is None:
+                raise FtkvmError("FTKVM-101", vm=name)
+            path = vm_file.record_path(uuid, before.number)
+            record = understood(path, before.document, VmRecord.from_json)
+            changed = self._changed(record, words)
+            store = PairStore(self._ctx.datastore, uuid)
+            write = partial(store.set_settings, before, changed.ft_settings, changed.ha)
+            if bounded(self._ctx, write, what):
+                return self._show_vm(changed)
+        raise FtkvmError("FTKVM-260", vm=name)
+
+    def _changed(self, record: VmRecord, words: Mapping[str, str]) -> VmRecord:
         ha_words = {key: text for key, text in words.items() if key.startswith("ha.")}
         ft_words = {key: text for key, text in words.items() if key not in ha_words}
         try:
@@ -166,9 +188,7 @@ class ClusterSettings:
         changed = replace(record, ft_settings=ft, ha=ha)
         if ha_words.keys() & {"ha.cpu_reservation_mhz", "ha.memory_reservation_mb"}:
             self._admission.require_reservation(record, changed)
-        store = PairStore(self._ctx.datastore, record.uuid)
-        bounded(self._ctx, lambda: store.set_settings(ft, ha), f"vms/{record.uuid}/vm.json")
-        return self._show_vm(changed)
+        return changed
 
 
 def _row(setting: Setting, value: Value, given: bool, force: Value) -> Json:

@@ -133,7 +133,7 @@ class PairManager:
             journal = store.operation()
             return journal is not None and journal.host == self.ctx.host
 
-        return self.ctx.workers.run_alone(read, 2.0, f"read vm.json {uuid}")
+        return self.ctx.workers.run_alone(read, 2.0, f"read record {uuid}")
 
     def _inherit(self, worker: PairWorker) -> None:
         """Take up or drop what a host that lost this VM had begun; else its journal would stand here for ever."""
@@ -246,7 +246,7 @@ class PairManager:
             if unfinished.kind != "protect":
                 raise FtkvmError("FTKVM-501", vm=worker.name, operation=unfinished.kind)
         if enabling:
-            self._run(lambda: store.set_ft_enabled(True), "write vm.json")
+            self._run(lambda: store.set_ft_enabled(True), "write record")
         epochs = self._run(store.epochs, "read epochs")
         settings = effective((self._read(store.vm) or {}).get("ft", {}).get("settings", {}))
         interval_ms = DEFAULT_INTERVAL_MS

@@ -1,7 +1,8 @@
-"""What is wanted of a VM: ``"power": "on" | "off"`` in its vm.json. HA starts those that are on and run nowhere."""
+"""What is wanted of a VM: ``"power": "on" | "off"`` in its record. HA starts those that are on and run nowhere."""
 
 import logging
 
+from ftkvm.agent import vm_file
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.storage import bounded
 from ftkvm.ports import CorruptFile, Datastore, DatastoreError
@@ -11,10 +12,7 @@ log = logging.getLogger(__name__)
 
 def write_power(datastore: Datastore, uuid: str, *, on: bool) -> None:
     """Note it; a VM that is not registered has nothing to note it in. Blocks."""
-    path, word = f"vms/{uuid}/vm.json", "on" if on else "off"
-    document = datastore.read_json(path)
-    if document is not None and document.get("power") != word:
-        datastore.replace(path, {**document, "power": word})
+    vm_file.change(datastore, uuid, lambda document: {**document, "power": "on" if on else "off"})
 
 
 def note_power(ctx: AgentContext, uuid: str, *, on: bool) -> None:
@@ -22,7 +20,7 @@ def note_power(ctx: AgentContext, uuid: str, *, on: bool) -> None:
 
     :raises DatastoreError: it could not be noted
     """
-    bounded(ctx, lambda: write_power(ctx.datastore, uuid, on=on), f"vms/{uuid}/vm.json")
+    bounded(ctx, lambda: write_power(ctx.datastore, uuid, on=on), f"vms/{uuid}/record")
 
 
 def try_power(ctx: AgentContext, uuid: str, *, on: bool) -> None:

@@ -5,6 +5,7 @@ Everything that decides who may run a VM is here and nowhere else; docs/safety.m
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from ..catalogue import FtkvmError
 from ..core.pair import PairRecord as CoreRecord
 from ..core.pair import Winner, WinnerAbsent, WinnerState
 from ..core.reasons import Reason
+from . import vm_file
 
 EPOCH_FILE = re.compile(r"^epoch-(\d{4,})\.pair$")
 OWNER_FILE = re.compile(r"^(\d{7})\.json$")
@@ -218,31 +220,37 @@ class PairStore:
         self._datastore.remove(f"{self._directory}/operation.json")
 
     def vm(self) -> dict[str, Any] | None:
-        """``vm.json`` of this VM."""
-        return self._datastore.read_json(f"vms/{self.uuid}/vm.json")
+        """The VM's record (:mod:`ftkvm.agent.vm_file`)."""
+        return vm_file.read(self._datastore, self.uuid)
 
     def set_ft_enabled(self, enabled: bool) -> None:
-        """Record whether the operator wants FT for this VM; what `disable` kept is left as it is."""
-        doc = self.vm() or {"uuid": self.uuid}
-        doc.setdefault("ft", {})["enabled"] = enabled
-        self._datastore.replace(f"vms/{self.uuid}/vm.json", doc)
+        """Record whether the operator wants FT for this VM; what `disable` kept is left as it is.
+
+        :raises FtkvmError: FTKVM-101 it was unregistered, FTKVM-260
+        """
+        self._alter(lambda doc: {**doc, "ft": {**doc.get("ft", {}), "enabled": enabled}})
 
     def set_ft_off(self, kept: dict[str, Any] | None) -> None:
-        """Record that FT is off; ``kept``: it is only disabled, and this is what `enable` shall find again."""
-        doc = self.vm() or {"uuid": self.uuid}
-        ft = doc.setdefault("ft", {})
-        ft["enabled"] = False
-        ft.pop("disabled", None)
-        if kept is not None:
-            ft["disabled"] = kept
-        self._datastore.replace(f"vms/{self.uuid}/vm.json", doc)
+        """Record that FT is off; ``kept``: it is only disabled, and this is what `enable` shall find again.
 
-    def set_settings(self, ft: dict[str, Any], ha: dict[str, Any]) -> None:
-        """Replace the FT and HA settings of this VM, both at once."""
-        doc = self.vm() or {"uuid": self.uuid}
-        doc.setdefault("ft", {})["settings"] = ft
-        doc["ha"] = ha
-        self._datastore.replace(f"vms/{self.uuid}/vm.json", doc)
+        :raises FtkvmError: FTKVM-101 it was unregistered, FTKVM-260
+        """
+
+        def off(doc: dict[str, Any]) -> dict[str, Any]:
+            ft = {key: value for key, value in doc.get("ft", {}).items() if key != "disabled"}
+            return {**doc, "ft": {**ft, "enabled": False, **({} if kept is None else {"disabled": kept})}}
+
+        self._alter(off)
+
+    def set_settings(self, before: vm_file.Versioned, ft: dict[str, Any], ha: dict[str, Any]) -> bool:
+        """Replace the FT and HA settings of this VM, both at once; False if its record is not ``before`` any more."""
+        doc = before.document
+        after = {**doc, "ft": {**doc.get("ft", {}), "settings": ft}, "ha": ha}
+        return vm_file.swap(self._datastore, self.uuid, before, after)
+
+    def _alter(self, alter: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        if not vm_file.change(self._datastore, self.uuid, alter):
+            raise FtkvmError("FTKVM-101", vm=self.uuid)
 
     def last_failover(self) -> dict[str, Any] | None:
         return self._datastore.read_json(f"{self._directory}/last-failover.json")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ftkvm.adapters import guests
 from ftkvm.adapters.guest_figures import Life, life
+from ftkvm.agent import vm_file
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.ha_vm_monitor import VmMonitor
 from ftkvm.agent.operations import Operations
@@ -64,9 +65,10 @@ class HostSurroundings:
         read_at, document = self._known.get(uuid, (float("-inf"), None))
         if time.monotonic() - read_at < _READ_EVERY_S:
             return document
-        path = f"vms/{uuid}/vm.json"
         try:
-            document = bounded(self._ctx, lambda: self._ctx.datastore.read_json(path), path, _READ_TIMEOUT_S)
+            document = bounded(
+                self._ctx, lambda: vm_file.read(self._ctx.datastore, uuid), f"vms/{uuid}/record", _READ_TIMEOUT_S
+            )
         except (DatastoreError, CorruptFile) as error:
             log.warning("%s; going on with the settings known", error)
         self._known[uuid] = (time.monotonic(), document)

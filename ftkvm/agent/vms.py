@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from ftkvm.agent import vm_file
 from ftkvm.agent.cold_start import ColdStart
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.guarded import require_guard
@@ -67,7 +68,7 @@ class Monitor(Protocol):
 
 @dataclass(frozen=True)
 class VmRecord:
-    """A registered VM (vms/<uuid>/vm.json)."""
+    """A registered VM, as its record says (:mod:`ftkvm.agent.vm_file`)."""
 
     uuid: str
     name: str
@@ -170,7 +171,7 @@ class Vms:
 
     def _store(self, record: VmRecord, xml: str) -> None:
         self._ctx.datastore.replace_text(f"vms/{record.uuid}/domain.xml", xml)
-        there = VmRecord.from_json(self._ctx.datastore.create_once(f"vms/{record.uuid}/vm.json", record.to_json()))
+        there = VmRecord.from_json(vm_file.create(self._ctx.datastore, record.uuid, record.to_json()))
         if there.name != record.name:
             raise FtkvmError("FTKVM-105", vm=record.name)
 
@@ -204,7 +205,7 @@ class Vms:
                     datastore.remove(f"vms/{uuid}/{part}/{name}")
             datastore.remove(f"vms/{uuid}/resets.json")
             datastore.remove(f"vms/{uuid}/domain.xml")
-            datastore.remove(f"vms/{uuid}/vm.json")
+            vm_file.forget(datastore, uuid)
 
         bounded(self._ctx, forget, f"vms/{uuid}", _FORGET_TIMEOUT_S)
         return record
@@ -456,11 +457,11 @@ def read_records(datastore: Datastore) -> tuple[list[VmRecord], dict[str, Corrup
     """All registered VMs by name, and why the record of others cannot be read, by UUID. Blocks."""
     found, corrupt = [], {}
     for uuid in datastore.list("vms"):
-        path = f"vms/{uuid}/vm.json"
         try:
-            document = datastore.read_json(path)
-            if document is not None:  # else it is being registered, or leaving
-                found.append(understood(path, document, VmRecord.from_json))
+            record = vm_file.read_versioned(datastore, uuid)
+            if record is not None:  # else it is being registered, or leaving
+                path = vm_file.record_path(uuid, record.number)
+                found.append(understood(path, record.document, VmRecord.from_json))
         except CorruptFile as error:
             corrupt[uuid] = error
     return sorted(found, key=lambda record: record.name), corrupt

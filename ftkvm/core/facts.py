@@ -192,7 +192,7 @@ class Observation:
     datastore: DatastoreState = DatastoreState.UNKNOWN
     datastore_ok_ms: int = 0  # for how long `datastore` has been OK without a break; 0 when it is not
     operation: Operation | None = None
-    ft_enabled: bool = True  # vm.json wants FT for this VM
+    ft_enabled: bool = True  # its record wants FT for this VM
 
     @property
     def role(self) -> Role:

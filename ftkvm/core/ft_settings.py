@@ -1,4 +1,4 @@
-"""The FT settings of one VM (``ft.settings`` in ``vm.json``): names, ranges, defaults, and when they apply. Pure."""
+"""The FT settings of one VM (``ft.settings`` in its record): names, ranges, defaults, and when they apply. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ftkvm.adapters.datastore import DirectoryDatastore
+from ftkvm.agent import vm_file
 from ftkvm.agent.ha.store import HaStore
 from ftkvm.core.ha.model import Heartbeat, HostMode, IsolationResponse, Lease, Owner, OwnerWhy, Priority, Roles
 from ftkvm.ports import CorruptFile, Json
@@ -29,7 +30,9 @@ def store(directory: DirectoryDatastore) -> HaStore:
 
 def put_vm(directory: DirectoryDatastore, uuid: str, **more: object) -> None:
     directory.replace_text(f"vms/{uuid}/domain.xml", XML.format(name=uuid, mib=512))
-    directory.replace(f"vms/{uuid}/vm.json", {"uuid": uuid, "name": f"vm-{uuid}", **more})
+    before = vm_file.read_versioned(directory, uuid)
+    path = vm_file.record_path(uuid, before.number + 1 if before is not None else 1)
+    directory.create_once(path, {"uuid": uuid, "name": f"vm-{uuid}", **more})
 
 
 def put_owner(directory: DirectoryDatastore, uuid: str, number: int, host: str | None, **more: object) -> None:
@@ -124,16 +127,32 @@ def test_what_changes_is_read_again(store: HaStore, directory: DirectoryDatastor
     assert store.read_vms({}).vms[0].priority is Priority.LOW
 
 
+def test_a_record_of_an_older_version_is_read_until_it_is_changed(
+    store: HaStore, directory: DirectoryDatastore
+) -> None:
+    directory.replace_text("vms/a/domain.xml", XML.format(name="a", mib=512))
+    directory.replace("vms/a/vm.json", {"uuid": "a", "name": "vm-a", "power": "on"})
+    assert store.read_vms({}).vms[0].power
+    directory.replace(
+        "vms/a/vm.json", {"uuid": "a", "name": "vm-a", "power": "off", "ha": {"ha.restart_priority": "low"}}
+    )
+    assert not store.read_vms({}).vms[0].power
+    store.set_power("a", on=True)
+    vm = store.read_vms({}).vms[0]
+    assert vm.power and vm.priority is Priority.LOW
+    assert directory.list("vms/a/record") == ["0000001.json"]
+
+
 def test_a_corrupt_vm_is_named_and_the_others_are_there(store: HaStore, directory: DirectoryDatastore) -> None:
     for uuid in ("a", "b", "c", "d"):
         put_vm(directory, uuid)
         put_owner(directory, uuid, 1, "host1")
-    directory.replace_text("vms/a/vm.json", "{")
+    directory.replace_text("vms/a/record/0000002.json", "{")
     directory.replace_text("vms/b/domain.xml", "<domain><memory>much</memory></domain>")
     put_owner(directory, "c", 2, "host1", why="for fun")
     read = store.read_vms({})
     assert [vm.uuid for vm in read.vms] == ["d"]
-    assert read.corrupt == ("vms/a/vm.json", "vms/b/domain.xml", "vms/c/owner/0000002.json")
+    assert read.corrupt == ("vms/a/record/0000002.json", "vms/b/domain.xml", "vms/c/owner/0000002.json")
 
 
 def test_only_ones_own_vm_is_released(store: HaStore, directory: DirectoryDatastore) -> None:

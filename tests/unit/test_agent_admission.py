@@ -10,12 +10,14 @@ from typing import Any, cast
 import pytest
 
 from ftkvm.adapters.datastore import DirectoryDatastore
+from ftkvm.agent import vm_file
 from ftkvm.agent.admission import Admission
 from ftkvm.agent.cluster import ClusterReader, commit_config, latest_config
 from ftkvm.agent.cluster_settings import ClusterSettings
 from ftkvm.agent.cluster_view import ClusterView
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.operations import Operations
+from ftkvm.agent.power import write_power
 from ftkvm.agent.service import Places, Service
 from ftkvm.agent.vms import VmRecord, Vms
 from ftkvm.agent.workers import Workers
@@ -73,7 +75,7 @@ class World:
 
     def vm(self, number: int, host: str | None = None, role: str = "solo", **own: Any) -> VmRecord:
         record = VmRecord(f"u{number}", f"vm{number}", own.pop("ft", False), {}, own.pop("ha", {}))
-        self.ctx.datastore.replace(f"vms/u{number}/vm.json", record.to_json())
+        self.ctx.datastore.replace(vm_file.newest_path(self.ctx.datastore, record.uuid), record.to_json())
         kib = own.pop("memory_mb", 1024) * 1024
         self.ctx.datastore.replace_text(f"vms/u{number}/domain.xml", XML.format(name=record.name, kib=kib))
         if host:
@@ -248,6 +250,28 @@ def test_a_vms_settings_all_or_none(world: World) -> None:
     assert world.vms.find("vm1").ha == {}
 
 
+def test_two_who_set_a_vm_at_the_same_moment_both_do(world: World) -> None:
+    """Through two agents: neither overwrites what the other said, nor what is said of FT and power meanwhile."""
+    world.vm(1, "h1")
+    other = replace(world.ctx, workers=Workers())
+    vms = Vms(other, Operations("h2", other.workers, world.ctx.config.paths.run / "operations-h2"))
+    second = ClusterSettings(other, vms, world.admission)
+    for number in range(8):
+        wanted = {"ha.restart_priority": ("high", "low")[number % 2], "ha.vm_max_resets": str(number + 1),
+                  "ft.checkpoint_max_ms": str(500 + number)}  # fmt: skip
+        first, *rest = wanted.items()
+        with ThreadPoolExecutor(3) as pool:
+            works = [pool.submit(world.settings.change_vm, "vm1", dict([first])),
+                     pool.submit(second.change_vm, "vm1", dict(rest)),
+                     pool.submit(write_power, world.ctx.datastore, "u1", on=number % 2 == 0)]  # fmt: skip
+        for work in works:
+            work.result()
+        record = world.vms.find("vm1")
+        assert record.ha == {"ha.restart_priority": wanted["ha.restart_priority"], "ha.vm_max_resets": number + 1}
+        assert record.ft_settings == {"ft.checkpoint_max_ms": 500 + number}
+        assert (vm_file.read(world.ctx.datastore, "u1") or {})["power"] == ("on" if number % 2 == 0 else "off")
+
+
 def test_with_ft_on_the_memory_reservation_is_not_editable(world: World) -> None:
     """FT-11; what was set before is left as it was."""
     world.vm(1, "h1", ft=True, ha={"ha.memory_reservation_mb": 1000})
@@ -363,14 +387,15 @@ def test_a_host_with_a_copy_of_a_pair_stays(world: World) -> None:
 def test_a_damaged_record_stops_its_own_vm_only(world: World) -> None:
     world.vm(1)
     world.vm(2, "h1")
-    world.ctx.datastore.replace_text("vms/u2/vm.json", "{")
+    path = vm_file.newest_path(world.ctx.datastore, "u2")
+    world.ctx.datastore.replace_text(path, "{")
     world.service.start("vm1", "h2")
     assert world.peers.started == [("h2", "/v1/local/vms/u1/start")]
     with pytest.raises(FtkvmError) as caught:
         world.service.start("vm2", None)
-    assert code(caught)[0] == "FTKVM-305" and "vms/u2/vm.json" in code(caught)[1]
+    assert code(caught)[0] == "FTKVM-305" and path in code(caught)[1]
     assert [entry["name"] for entry in world.service.list_vms()] == ["vm1"]
-    assert any("vms/u2/vm.json" in text for text in world.settings.validate()["problems"])
+    assert any(path in text for text in world.settings.validate()["problems"])
 
 
 def test_a_damaged_owner_file_is_no_answer(world: World) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ftkvm.adapters.datastore import DirectoryDatastore
+from ftkvm.agent import vm_file
 from ftkvm.agent.figures import failover_times
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.records import OperationDoc, PairStore
@@ -14,52 +16,29 @@ from ftkvm.agent.workers import Workers
 from ftkvm.ports import Json, Progress
 
 UUID = "5d0c2a8e-30a1-4a54-9a3e-7f3f4b1f0001"
-PATH = f"vms/{UUID}/vm.json"
-
-
-class Papers:
-    """A datastore in memory, as far as vm.json needs one."""
-
-    def __init__(self, document: Json) -> None:
-        self.documents = {PATH: document}
-
-    def read_json(self, path: str) -> Json | None:
-        found = self.documents.get(path)
-        return json.loads(json.dumps(found)) if found is not None else None
-
-    def create_once(self, path: str, doc: Json) -> Json:
-        return self.documents.setdefault(path, doc)
-
-    def replace(self, path: str, doc: Json) -> None:
-        self.documents[path] = doc
-
-    def remove(self, path: str) -> None:
-        self.documents.pop(path, None)
-
-    def list(self, path: str) -> list[str]:
-        return []
-
-    def append_line(self, path: str, doc: Json) -> None:
-        raise AssertionError(path)
 
 
 @pytest.fixture
-def papers() -> Papers:
-    return Papers({"uuid": UUID, "name": "vm1", "ft": {"enabled": True, "settings": {"ft.compare_timeout_ms": 900}}})
+def papers(tmp_path: Path) -> DirectoryDatastore:
+    datastore = DirectoryDatastore(tmp_path, "host1")
+    datastore.initialise()
+    ft = {"enabled": True, "settings": {"ft.compare_timeout_ms": 900}}
+    vm_file.create(datastore, UUID, {"uuid": UUID, "name": "vm1", "ft": ft})
+    return datastore
 
 
-def record(papers: Papers) -> VmRecord:
-    return VmRecord.from_json(papers.documents[PATH])
+def record(papers: DirectoryDatastore) -> VmRecord:
+    return VmRecord.from_json(vm_file.read(papers, UUID) or {})
 
 
-def test_disabled_keeps_the_place_and_the_settings(papers: Papers) -> None:
+def test_disabled_keeps_the_place_and_the_settings(papers: DirectoryDatastore) -> None:
     PairStore(papers, UUID).set_ft_off({"secondary": "host2"})
     found = record(papers)
     assert (found.ft_enabled, found.ft_disabled, found.ft_place) == (False, True, "host2")
     assert found.ft_settings == {"ft.compare_timeout_ms": 900}
 
 
-def test_an_enable_that_is_undone_leaves_it_disabled(papers: Papers) -> None:
+def test_an_enable_that_is_undone_leaves_it_disabled(papers: DirectoryDatastore) -> None:
     store = PairStore(papers, UUID)
     store.set_ft_off({"secondary": "host2"})
     store.set_ft_enabled(True)
@@ -68,7 +47,7 @@ def test_an_enable_that_is_undone_leaves_it_disabled(papers: Papers) -> None:
     assert record(papers).ft_place == "host2"
 
 
-def test_turned_off_forgets_what_disable_kept(papers: Papers) -> None:
+def test_turned_off_forgets_what_disable_kept(papers: DirectoryDatastore) -> None:
     store = PairStore(papers, UUID)
     store.set_ft_off({"secondary": None})
     assert record(papers).ft_disabled

@@ -8,8 +8,11 @@ from typing import Any, cast
 import pytest
 
 from ftkvm.adapters.datastore import DirectoryDatastore
+from ftkvm.agent import vm_file
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.operations import Operations
+from ftkvm.agent.power import try_power
+from ftkvm.agent.records import PairStore
 from ftkvm.agent.service import Service
 from ftkvm.agent.vm_resets import Reset, ResetStore
 from ftkvm.agent.vms import VmRecord, Vms
@@ -59,7 +62,7 @@ class Host:
     vms: Vms
 
     def register(self, number: int) -> None:
-        self.datastore.replace(f"vms/u{number}/vm.json", VmRecord(f"u{number}", f"vm{number}").to_json())
+        vm_file.create(self.datastore, f"u{number}", VmRecord(f"u{number}", f"vm{number}").to_json())
         self.datastore.replace_text(f"vms/u{number}/domain.xml", XML)
 
 
@@ -89,20 +92,27 @@ DAMAGED = {
 }
 
 
+@pytest.mark.parametrize("number", [0, 1, 3])
 @pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_record_is_named_and_left_alone(host: Host, text: str) -> None:
+def test_a_damaged_record_is_named_and_left_alone(host: Host, text: str, number: int) -> None:
+    """Of the older form, the first version, and one whose older versions are whole: those are not taken for it."""
     host.register(2)
-    host.datastore.replace_text("vms/u1/vm.json", text)
+    if number == 3:
+        host.register(1)
+        PairStore(host.datastore, "u1").set_ft_enabled(True)
+    path = vm_file.record_path("u1", number)
+    host.datastore.replace_text(path, text)
     assert [record.name for record in host.vms.records()] == ["vm2"]
     assert host.vms.find("vm2").uuid == "u2"
-    assert "vms/u1/vm.json" in host.vms.corrupt["u1"].text
+    assert path in host.vms.corrupt["u1"].text
     for attempt in (lambda: host.vms.find("vm1"), lambda: host.vms.find("u1"), lambda: host.vms.register("vm1")):
         with pytest.raises(CorruptFile) as caught:
             attempt()
         assert caught.value.code == "FTKVM-305" and caught.value.remedy
-    assert host.datastore.read_text("vms/u1/vm.json") == text
+    try_power(host.ctx, "u1", on=False)
+    assert vm_file.newest_path(host.datastore, "u1") == path and host.datastore.read_text(path) == text
     assert host.datastore.list("vms") == ["u1", "u2"]
-    host.register(1)  # restored
+    host.datastore.replace(path, VmRecord("u1", "vm1").to_json())  # restored
     assert [record.name for record in host.vms.records()] == ["vm1", "vm2"]
     with pytest.raises(FtkvmError) as unknown:
         host.vms.find("vm3")
@@ -114,17 +124,19 @@ def test_a_host_is_not_empty_while_it_runs_a_vm_whose_record_is_damaged(host: Ho
     (tmp_path / "operations").mkdir(exist_ok=True)
     service = Service(host.ctx, host.vms, operations)
     assert ended(service, str(service.evacuate_here()["id"]))["state"] == "done"
-    host.datastore.replace_text("vms/u1/vm.json", "{")
+    host.datastore.replace_text("vms/u1/record/0000001.json", "{")
     host.libvirt.running = [Domain("u1", "vm1", active=True, state="running"), Domain("u8", "alien", active=True)]
     found = ended(service, str(service.evacuate_here()["id"]))
     assert found["state"] == "failed"
     assert found["error"]["code"] == "FTKVM-658"
-    assert "vms/u1/vm.json" in found["error"]["cause"] and "alien" not in found["error"]["text"]
+    assert "vms/u1/record/0000001.json" in found["error"]["cause"] and "alien" not in found["error"]["text"]
 
 
 def test_a_vm_that_leaves_leaves_nothing(host: Host) -> None:
     """Its resets would count, and its settings be in force, if it came back under the same UUID."""
     host.register(1)
+    PairStore(host.datastore, "u1").set_ft_enabled(True)
+    host.datastore.replace("vms/u1/vm.json", VmRecord("u1", "vm1").to_json())  # of an older version
     host.datastore.create_once("vms/u1/owner/0000001.json", {"host": None, "boot_id": "boot"})
     resets = ResetStore(host.ctx)
     resets.add("u1", Reset(1.0, "h1", "hung"))

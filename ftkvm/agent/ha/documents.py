@@ -95,7 +95,7 @@ def definition(path: str, xml: str) -> Definition:
 
 
 def power(vm: Mapping[str, Any], newest: Owner) -> bool:
-    """What is wanted: the word in vm.json, or for a VM from before it, whether somebody owns the VM."""
+    """What is wanted: the word in its record, or for a VM from before it, whether somebody owns the VM."""
     word = vm.get("power")
     if word is None:
         return newest.host is not None

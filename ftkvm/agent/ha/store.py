@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ftkvm.agent import vm_file
 from ftkvm.agent.ha import documents
 from ftkvm.agent.ha.documents import Definition, understood
 from ftkvm.agent.ha.settings import needed_memory_mb
@@ -51,6 +52,7 @@ class _Known:
     """A VM as last read, with what tells that its files are still the same."""
 
     signatures: tuple[object, ...]
+    path: str
     document: Json
     definition: Definition
     owner: Owner
@@ -159,8 +161,7 @@ class HaStore:
         known = self._look(uuid)
         if known is None:
             return None
-        path = f"vms/{uuid}/vm.json"
-        document, defined = known.document, known.definition
+        path, document, defined = known.path, known.document, known.definition
         ft_enabled = bool(understood(path, document, lambda doc: doc.get("ft", {}).get("enabled", False)))
         own = understood(path, document, lambda doc: dict(doc.get("ha", {})))
         values = vm_settings(settings, own) if own else plain
@@ -179,16 +180,17 @@ class HaStore:
         )
 
     def _look(self, uuid: str) -> _Known | None:
-        paths = (f"vms/{uuid}/vm.json", f"vms/{uuid}/domain.xml")
+        paths = (vm_file.newest_path(self._datastore, uuid), f"vms/{uuid}/domain.xml")
         number = self._owner_number(uuid)
-        signatures = (*(self._datastore.signature(path) for path in paths), number)
+        signatures = (*((path, self._datastore.signature(path)) for path in paths), number)
         known = self._known.get(uuid)
         if known is not None and known.signatures == signatures:
             return known
         document, xml = self._datastore.read_json(paths[0]), self._datastore.read_text(paths[1])
         if document is None or xml is None:  # being registered, or leaving
             return None
-        known = _Known(signatures, document, documents.definition(paths[1], xml), self._owner_at(uuid, number))
+        defined = documents.definition(paths[1], xml)
+        known = _Known(signatures, paths[0], document, defined, self._owner_at(uuid, number))
         self._known[uuid] = known
         return known
 

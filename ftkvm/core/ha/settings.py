@@ -323,7 +323,7 @@ def vm_problems(vm_ha: Mapping[str, Any]) -> list[BadSetting]:
 
 
 def vm_settings(cluster_settings: Mapping[str, Any], vm_ha: Mapping[str, Any]) -> VmSettings:
-    """What is in force for a VM with the overrides ``vm_ha`` (``ha`` in vm.json). For many: `all_vm_settings`."""
+    """What is in force for a VM with the overrides ``vm_ha`` (``ha`` in its record). For many: `all_vm_settings`."""
     return _vm_settings(in_force(cluster_settings), vm_ha)
 
 
