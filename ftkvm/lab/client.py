@@ -162,20 +162,23 @@ class GapProbe(Stream):
 
 
 class LedgerClient(Stream):
-    """Writes numbered records, each sent after the one before was acknowledged."""
+    """Writes numbered records; ``window``: so many are on their way at once (1: each after the one before)."""
 
-    def __init__(self, address: str, first: int = 1, every_s: float = 0.005) -> None:
+    def __init__(self, address: str, first: int = 1, every_s: float = 0.005, window: int = 1) -> None:
         super().__init__(address, LEDGER, "ledger")
         self.acknowledged: list[int] = []
         self.refused: list[str] = []
         self._first = first
         self._every_s = every_s
+        self._window = window
 
     def work(self) -> None:
         lines = self.lines()
-        number = self._first
+        number = following = self._first
         while not self._ending.is_set():
-            self.sock.sendall(b"REC %d %s\n" % (number, text_of(number).encode()))
+            while following < number + self._window:
+                self.sock.sendall(b"REC %d %s\n" % (following, text_of(following).encode()))
+                following += 1
             answer = lines.next()
             if answer is None:
                 return

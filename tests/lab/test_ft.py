@@ -7,13 +7,14 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from ftkvm.lab import faults, looks, soak, strikes, trials, upload
-from ftkvm.lab.client import CounterClient
+from ftkvm.lab.client import CounterClient, LedgerClient
 from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.stage import Stage
 from ftkvm.lab.trials import Round
@@ -28,6 +29,8 @@ ALWAYS = ("crash-primary", "freeze-primary", "cut-ft-and-management", "kill-prim
 
 DRAWN = random.Random(SEED).sample(sorted(set(strikes.FAULTS) - set(ALWAYS)), 4)
 TIMED = ["crash-primary"] * 2
+STORM_FIRSTS = range(400_000, 640_000, 60_000)
+"""Where connections that write without pause begin their records: far from the other ledgers."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,3 +104,29 @@ def test_a_guest_that_was_rebooted_is_still_protected(stage: Stage, large_vm: Gu
         assert (counter.broken, counter.gaps) == (None, 0)
         assert counter.last > before
         assert pair["epoch"] > epoch
+
+
+def test_a_guest_that_writes_as_fast_as_it_can_loses_nothing(stage: Stage, large_vm: Guest) -> None:
+    """Connections that never let the guest's disk rest, while its QEMU is killed and its host dies under it."""
+    pair = stage.wait_protected(large_vm.name, trials.PROTECTED_TIMEOUT_S)
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(LedgerClient(large_vm.address, first, every_s=0, window=64)) for first in STORM_FIRSTS
+        ]
+        for name, strike in (
+            ("kill", lambda host: faults.kill(host, f"qemu:{large_vm.name}")),
+            ("crash", faults.crash),
+        ):
+            time.sleep(2.0)
+            struck, before = str(pair["host"]), [len(writer.acknowledged) for writer in writers]
+            strike(struck)
+            pair = stage.wait_protected(large_vm.name, trials.PROTECTED_TIMEOUT_S, after_epoch=int(pair["epoch"]))
+            time.sleep(3.0)
+            after = [len(writer.acknowledged) for writer in writers]
+            print(f"{name}: {before} records acknowledged before, {after} after it")
+            assert all(now > then > 0 for now, then in zip(after, before, strict=True))
+    assert [(writer.broken, writer.refused) for writer in writers] == [(None, [])] * len(writers)
+    faults.start(struck)
+    stage.wait_usable(struck)
+    proof = soak.prove(stage, large_vm, [number for writer in writers for number in writer.acknowledged])
+    assert (proof["lost_records"], proof["doubled_records"], proof["wrong_records"]) == (0, 0, 0)
