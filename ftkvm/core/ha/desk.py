@@ -20,13 +20,9 @@ class Desk:
     actions: list[Action] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 
-    @property
-    def now(self) -> int:
-        return self.seen.now_ms
-
-    @property
-    def settings(self) -> HaSettings:
-        return self.seen.cluster.settings
+    def __post_init__(self) -> None:
+        self.now: int = self.seen.now_ms
+        self.settings: HaSettings = self.seen.cluster.settings
 
     def ask(self, action: Action) -> None:
         self.actions.append(action)

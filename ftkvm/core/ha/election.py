@@ -49,8 +49,7 @@ def watches(desk: Desk, windows: Windows) -> bool:
     named = primaries(desk, windows)
     if desk.seen.me in named or (windows.lease is not None and windows.lease.host == desk.seen.me):
         return True
-    quiet = min(living.silence_ms(desk, windows, host) for host in named)
-    return quiet >= 3 * desk.settings.interval_ms
+    return living.silence_ms(desk, windows, *named) >= 3 * desk.settings.interval_ms
 
 
 def look(election: Election, desk: Desk, windows: Windows, liveness: Liveness, guard: Guard, isolation: Isolation) -> (
@@ -69,7 +68,8 @@ def look(election: Election, desk: Desk, windows: Windows, liveness: Liveness, g
     elif election.acting and not acting:
         why = "its lease is not the newest" if not mine else "it cannot act now"
         desk.tell("coordinator-stopped", f"this host coordinates no more: {why}", desk.seen.me)
-    election = replace(election, acting=acting)
+    if acting is not election.acting:
+        election = replace(election, acting=acting)
     if not trusted or election.claimed_ms is not None:
         return election
     if mine and unfit and lease is not None:
@@ -102,7 +102,7 @@ def _claim(election: Election, desk: Desk, lease: Lease) -> Election:
 def _alone(desk: Desk, windows: Windows) -> bool:
     """Nobody is heard, yet others write heartbeats: who coordinates must be able to tell them what to start."""
     others = [host for host in desk.seen.cluster.hosts if host != desk.seen.me]
-    if any(living.silence_ms(desk, windows, host) < desk.settings.isolation_ms for host in others):
+    if living.silence_ms(desk, windows, *others) < desk.settings.isolation_ms:
         return False
     return any(windows.moving(host, desk.now) for host in others)
 

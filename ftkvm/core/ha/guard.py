@@ -82,11 +82,8 @@ def look(guard: Guard, desk: Desk, isolated: bool, alone: bool) -> Guard:
     guard = _write(guard, desk, isolated)
     since = {vm.uuid: guard.solo_since.get(vm.uuid, desk.now) for vm in solo(desk)}
     guard = replace(guard, solo_since=since) if since != guard.solo_since else guard
-    stops = dict(guard.stops)
-    for action, _ended in desk.ends(StopVm):
-        if stops.get((action.uuid, action.power_off)) is not None:
-            stops[action.uuid, action.power_off] = desk.now + _AGAIN_MS  # not again at once, should it still be here
-    guard = replace(guard, stops={key: until for key, until in stops.items() if desk.now < until})
+    if guard.stops:
+        guard = replace(guard, stops=_stops(guard, desk))
     if guard.ok(desk):
         desk.ask(PetWatchdog())
         if guard.lost:
@@ -94,6 +91,15 @@ def look(guard: Guard, desk: Desk, isolated: bool, alone: bool) -> Guard:
             guard = replace(guard, lost=False)
         return _look_after_own(guard, desk, alone)
     return _end_all(guard, desk)
+
+
+def _stops(guard: Guard, desk: Desk) -> dict[tuple[str, bool], int]:
+    """The stops still under way, and those that ended a moment ago: not again at once, should the VM still be here."""
+    stops = dict(guard.stops)
+    for action, _ended in desk.ends(StopVm):
+        if (action.uuid, action.power_off) in stops:
+            stops[action.uuid, action.power_off] = desk.now + _AGAIN_MS
+    return {key: until for key, until in stops.items() if desk.now < until}
 
 
 # ---------------------------------------------------------------------------------------------------- heartbeat
@@ -179,7 +185,8 @@ def _look_after_own(guard: Guard, desk: Desk, alone: bool) -> Guard:
             guard = replace(guard, own=ended.value, own_asked_ms=asked)
     here = {vm.uuid for vm in desk.seen.local}
     missing = {vm.uuid: guard.missing.get(vm.uuid, desk.now) for vm in guard.own if vm.uuid not in here}
-    guard = replace(guard, missing=missing)
+    if missing != guard.missing:
+        guard = replace(guard, missing=missing)
     for vm in guard.own:
         gone_ms = missing.get(vm.uuid)
         if gone_ms is None or asked is None or asked < gone_ms + DIED_AFTER_MS or not _died(vm, desk):

@@ -25,7 +25,8 @@ ALONE_INTERVALS = 3
 
 def quiet_ms(desk: Desk, windows: Windows) -> int:
     """For how long nobody has been heard; 0 in a cluster of one."""
-    return min((living.silence_ms(desk, windows, host) for host in _others(desk)), default=0)
+    others = _others(desk)
+    return living.silence_ms(desk, windows, *others) if others else 0
 
 
 def alone(desk: Desk, quiet: int) -> bool:

@@ -4,10 +4,10 @@ The states and what they need are in :func:`_judge`. A takeover needs more than 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ftkvm.core.ha.desk import Desk
-from ftkvm.core.ha.model import Beats, Fence, Heartbeat, HostMode, HostState, HostView, Ping, Result
+from ftkvm.core.ha.model import Fence, Heartbeat, HostMode, HostState, HostView, Ping, Result
 from ftkvm.core.ha.windows import Windows
 
 MARGIN_MS = 1000
@@ -37,17 +37,14 @@ class Liveness:
         return view.state if view is not None else None
 
 
-def heard_ms(beats: Beats | None) -> int | None:
-    """When the last beat came, on whatever network."""
-    if beats is None or not beats.networks:
-        return None
-    return max(beats.networks.values())
-
-
-def silence_ms(desk: Desk, windows: Windows, host: str) -> int:
-    """So long nothing was heard of a host while we could have heard it."""
-    heard = heard_ms(desk.seen.beats.get(host))
-    return desk.now - (windows.awake_ms if heard is None else max(heard, windows.awake_ms))
+def silence_ms(desk: Desk, windows: Windows, *hosts: str) -> int:
+    """So long nothing was heard of any of these hosts while we could have heard it."""
+    latest = windows.awake_ms
+    for host in hosts:
+        beats = desk.seen.beats.get(host)
+        if beats is not None and beats.heard_ms is not None and beats.heard_ms > latest:
+            latest = beats.heard_ms
+    return desk.now - latest
 
 
 def look(liveness: Liveness, desk: Desk, windows: Windows) -> Liveness:
@@ -87,7 +84,7 @@ def look(liveness: Liveness, desk: Desk, windows: Windows) -> Liveness:
     if silent and desk.due(ping_ms, desk.settings.interval_ms):
         ping_ms = desk.now
         desk.ask(Ping(tuple(silent), hosts=True, asked_ms=desk.now))
-    return replace(liveness, views=views, dead=dead, fenced=fenced, ping_ms=ping_ms)
+    return Liveness(views, dead, fenced, ping_ms)
 
 
 def _counter_still(windows: Windows, host: str, boot: str, desk: Desk) -> bool:
@@ -107,7 +104,7 @@ def _judge(desk: Desk, windows: Windows, host: str, silence: int, proven: bool) 
     still = windows.still_ms(host)
     seconds = f"no beat for {silence / 1000:.0f} s"
     if silence < 3 * settings.interval_ms:
-        if heard_ms(beats) is None:
+        if beats is None or beats.heard_ms is None:
             return HostState.UNHEARD, _NOT_YET
         if still >= settings.stop_after_ms:
             return (

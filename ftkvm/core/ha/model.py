@@ -8,6 +8,7 @@ come back as :class:`Ended` in a later :class:`Seen`. An action whose end never 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 # ---------------------------------------------------------------------------------------------- on the datastore
 
@@ -171,6 +172,11 @@ class Beats:
     ping_answered: int | None = None
     solo_vms: int | None = None  # how many ordinary VMs its last beat says it runs
     capacity: HostCapacity | None = None
+
+    @cached_property
+    def heard_ms(self) -> int | None:
+        """When the last beat came, on whatever network; None: none has."""
+        return max(self.networks.values(), default=None)
 
 
 @dataclass(frozen=True)
