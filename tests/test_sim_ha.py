@@ -47,6 +47,37 @@ SHOWS = {
     "attempts-1": [r"attempt 1 on h1 failed", r"restart-given-up", r"vm1 .*nowhere"],
     "attempts-2": [r"attempt 1 on h1 failed", r"attempt 2 on h3 failed", r"restart-given-up", r"vm1 .*nowhere"],
     "attempts-3": [r"attempt 1 on h1 failed", r"attempt 2 on h3 failed", r"vm1 was restarted on h1"],
+    "attempts-coordinator-dies": [
+        r"h3 +restart-failed: vm1: attempt 2",
+        r"crash h3",
+        r"h1 +coordinator: .*term 2",
+        r"h1 +restart-failed: vm1: attempt 3 on h4",
+        r"h1 +restart-given-up: vm1: 3",
+        r"vm1 .*nowhere",
+    ],
+    "attempts-coordinator-agent-killed": [
+        r"h1 +restart-failed: vm1: attempt 2",
+        r"kill-agent h1",
+        r"h1 +coordinator: .*term 2",
+        r"h1 +restart-failed: vm1: attempt 3",
+        r"h1 +restart-given-up: vm1: 3",
+        r"vm1 .*nowhere",
+    ],
+    "attempts-given-up-stays": [
+        r"h3 +restart-given-up: vm1: 2",
+        r"crash h3",
+        r"h4 +coordinator",
+        r"vm1 .*nowhere; owner 5",
+        r"waits: vm1: given up after 2 attempts",
+    ],
+    "attempts-begin-anew-once-it-ran": [
+        r"attempt 2 on h4 failed",
+        r"vm1 was restarted on h3",
+        r"crash h3",
+        r"h4 +restart-failed: vm1: attempt 1",
+        r"attempt 2 on h1 failed",
+        r"vm1 was restarted on h4",
+    ],
     "vm-monitoring-fourth": [r"1100\.0 left-alone \(3", r"3799\.9 left-alone \(3", r"3800\.0 reset"],
 }
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ftkvm.adapters.power import AGENT_NAME
 from ftkvm.agent import ft_checks
 from ftkvm.agent.admission import Admission
+from ftkvm.agent.attempts import forget_failed, note_failed
 from ftkvm.agent.configuration import publish
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.failovers import history_of
@@ -356,8 +357,9 @@ class Service:
         why: str = "started",
         cold_epoch: int | None = None,
         cold_winner: str | None = None,
+        attempt: int = 0,
     ) -> Json:
-        """Begin to start a VM here; see :meth:`Vms.start`.
+        """Begin to start a VM here; see :meth:`Vms.start`. ``attempt``: HA's n-th, noted if it fails.
 
         safety: HA starts a VM that was in a pair only when the pair's record names the boots of both its hosts and the
         owner file of that moment (``core.ha.lost``). A record of an older version does not: a host that had been
@@ -367,13 +369,18 @@ class Service:
         :raises FtkvmError: FTKVM-119; the operation fails with FTKVM-630 … 633 too
         """
         record = self.vms.find(uuid)
-        if why == OwnerWhy.RESTARTED and self.vms.has_old_pair_record(record):
-            raise FtkvmError("FTKVM-119", vm=record.name)
 
         def work(progress: Progress) -> None:
             if why != OwnerWhy.RESTARTED:  # admission control never refuses HA
                 self.admission.require_start(record, self._ctx.host)
-            self.vms.start(record, owner, progress, why=why, cold_epoch=cold_epoch, cold_winner=cold_winner)
+            try:
+                if why == OwnerWhy.RESTARTED and self.vms.has_old_pair_record(record):
+                    raise FtkvmError("FTKVM-119", vm=record.name)
+                self.vms.start(record, owner, progress, why=why, cold_epoch=cold_epoch, cold_winner=cold_winner)
+            except FtkvmError as error:
+                note_failed(self._ctx, uuid, attempt, error, asked=owner, newest=lambda: self.vms.owner(uuid)[0])
+                raise
+            forget_failed(self._ctx, uuid)
 
         return asdict(self.operations.start("start", record.name, uuid, work))
 

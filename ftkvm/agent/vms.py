@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ftkvm.agent import vm_file
+from ftkvm.agent import attempts, vm_file
 from ftkvm.agent.cold_start import ColdStart
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.guarded import require_guard
@@ -204,6 +204,7 @@ class Vms:
                 for name in datastore.list(f"vms/{uuid}/{part}"):
                     datastore.remove(f"vms/{uuid}/{part}/{name}")
             datastore.remove(f"vms/{uuid}/resets.json")
+            datastore.remove(attempts.path_of(uuid))
             datastore.remove(f"vms/{uuid}/domain.xml")
             vm_file.forget(datastore, uuid)
 

@@ -16,12 +16,14 @@ class LocalStartRequest(BaseModel):
 
     ``cold_epoch``, ``cold_winner``: both copies of this undecided epoch of
     an FT VM are known to be gone, and its primary's host.
+    ``attempt``: HA tries for the n-th time; 0: not told.
     """
 
     owner: int = Field(ge=0)
     why: Literal["started", "restarted"] = "started"
     cold_epoch: int | None = Field(default=None, ge=0)
     cold_winner: str | None = None
+    attempt: int = Field(default=0, ge=0)
 
 
 def router(service: Service) -> APIRouter:
@@ -47,8 +49,9 @@ def router(service: Service) -> APIRouter:
     def start(uuid: str, request: LocalStartRequest) -> Json:
         """Start a VM here."""
         return service.start_here(
-            uuid, request.owner, why=request.why, cold_epoch=request.cold_epoch, cold_winner=request.cold_winner
-        )
+            uuid, request.owner, why=request.why, cold_epoch=request.cold_epoch, cold_winner=request.cold_winner,
+            attempt=request.attempt,
+        )  # fmt: skip
 
     @routes.post("/vms/{uuid}/stop")
     def stop(uuid: str, request: StopRequest) -> Json:

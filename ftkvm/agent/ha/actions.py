@@ -193,7 +193,7 @@ class Actions:
 
     def _start(self, action: StartVm) -> Json:
         """Have it started and wait for that; value: the operation as it ended."""
-        request: Json = {"owner": action.owner, "why": str(OwnerWhy.RESTARTED)}
+        request: Json = {"owner": action.owner, "why": str(OwnerWhy.RESTARTED), "attempt": action.attempt}
         if action.cold_epoch is not None:
             request |= {"cold_epoch": action.cold_epoch, "cold_winner": action.cold_winner}
         ask = self._ask_here(action, request) if action.host == self._world.host else self._ask_peer(action, request)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ftkvm.adapters.hardware import bridges, hardware
 from ftkvm.adapters.qemus import Qemus
+from ftkvm.agent.attempts import DIRECTORY
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.ha.actions import Actions
 from ftkvm.agent.ha.beats import BeatBody, BeatPlan, BeatService
@@ -197,7 +198,8 @@ class HaPart:
         self._needs = {vm.uuid: Needs(vm.cpu_mhz, vm.memory_mb) for vm in read.vms}
         self._protected = frozenset(vm.uuid for vm in read.vms if vm.protected)
         for path in sorted(set(read.corrupt) - self._corrupt):
-            self.history.tell(Event("corrupt-file", f"{path} is not understood; left alone, as is its VM"))
+            also = "; its VM's attempts begin anew" if path.startswith(f"{DIRECTORY}/") else ", as is its VM"
+            self.history.tell(Event("corrupt-file", f"{path} is not understood; left alone{also}"))
         self._corrupt = frozenset(read.corrupt)
 
     # what libvirt tells

@@ -4,10 +4,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from ftkvm.agent import vm_file
+from ftkvm.agent import attempts, vm_file
 from ftkvm.agent.ha import documents
 from ftkvm.agent.ha.documents import Definition, understood
 from ftkvm.agent.ha.settings import needed_memory_mb
@@ -41,7 +41,10 @@ class SignedDatastore(Datastore, Protocol):
 
 @dataclass(frozen=True)
 class VmsRead:
-    """All VMs that could be read; ``corrupt`` names the files that were not understood, whose VMs are left out."""
+    """All VMs that could be read; ``corrupt`` names the files that were not understood.
+
+    The VMs of those below ``vms/`` and ``ft/`` are left out.
+    """
 
     vms: tuple[Vm, ...]
     corrupt: tuple[str, ...]
@@ -143,6 +146,7 @@ class HaStore:
         corrupt: list[str] = []
         uuids = self._datastore.list("vms")
         with_epochs = frozenset(self._datastore.list("ft"))
+        failed = frozenset(self._datastore.list(attempts.DIRECTORY))
         plain = vm_settings(settings, {})
         for uuid in uuids:
             try:
@@ -151,7 +155,7 @@ class HaStore:
                 corrupt.append(str(error.params.get("path", f"vms/{uuid}")))
                 continue
             if vm is not None:
-                vms.append(vm)
+                vms.append(self._with_attempts(vm, corrupt) if f"{uuid}.json" in failed else vm)
         for gone in set(self._known) - set(uuids):
             del self._known[gone]
         return VmsRead(tuple(vms), tuple(corrupt))
@@ -178,6 +182,16 @@ class HaStore:
             ft=self._ft_epoch(uuid) if uuid in with_epochs else None,
             protected=ft_enabled,
         )
+
+    def _with_attempts(self, vm: Vm, corrupt: list[str]) -> Vm:
+        """With the count of failed attempts, if that still holds. One that is damaged begins anew."""
+        try:
+            found = attempts.read_failed(self._datastore, vm.uuid)
+        except CorruptFile:
+            corrupt.append(attempts.path_of(vm.uuid))
+            return vm
+        holds = found is not None and found.holds(vm.owner)
+        return replace(vm, failed_attempts=found.attempts) if found is not None and holds else vm
 
     def _look(self, uuid: str) -> _Known | None:
         paths = (vm_file.newest_path(self._datastore, uuid), f"vms/{uuid}/domain.xml")

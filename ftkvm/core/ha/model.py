@@ -131,6 +131,7 @@ class Vm:
     bridges: frozenset[str] = frozenset()
     ft: FtEpoch | None = None
     protected: bool = False  # FT is on
+    failed_attempts: int = 0  # of HA to start it, since it last ran (agent/attempts.py)
 
     @property
     def runners(self) -> tuple[tuple[str, str], ...]:

@@ -41,6 +41,11 @@ _UNCOUNTED = frozenset({"FTKVM-103", "FTKVM-202", "FTKVM-620", "FTKVM-622"})
 """Owned by somebody else, or the host was not reached or not ready: not the VM's failure."""
 
 
+def counts(code: str) -> bool:
+    """Whether a start that failed with this message is one of the VM's failed attempts."""
+    return code not in _UNCOUNTED
+
+
 @dataclass(frozen=True)
 class Try:
     """``attempts``: failures that count. ``fresh_ms``: nothing more until the VM was read again after that."""
@@ -65,7 +70,10 @@ class Placed:
 
 @dataclass(frozen=True)
 class Restarts:
-    """What the coordinator remembers; a new one begins with nothing and finds all it needs on the datastore."""
+    """What the coordinator remembers; a new one begins with nothing and finds all it needs on the datastore.
+
+    The failed attempts too: ``Vm.failed_attempts``.
+    """
 
     vms: tuple[Vm, ...] = ()
     asked_ms: int | None = None
@@ -104,6 +112,7 @@ def _ends(restarts: Restarts, desk: Desk) -> Restarts:
         newer = restarts.asked_ms is None or action.asked_ms > restarts.asked_ms
         if newer and ended.result is Result.OK and isinstance(ended.value, tuple):
             restarts = replace(restarts, vms=ended.value, asked_ms=action.asked_ms, seen_ms=desk.now)
+            restarts = _take_up(restarts, desk)
     for start, ended in desk.ends(StartVm):
         placed = restarts.placed.get(start.uuid)
         if placed is not None and placed.action == start and placed.ended_ms is None:
@@ -117,6 +126,19 @@ def _ends(restarts: Restarts, desk: Desk) -> Restarts:
     return restarts if len(keep) == len(restarts.placed) else replace(restarts, placed=keep)
 
 
+def _take_up(restarts: Restarts, desk: Desk) -> Restarts:
+    """Go on with the count of attempts that another coordinator asked for, or whose end this one did not hear."""
+    taken = {}
+    for vm in restarts.vms:
+        before = restarts.tries.get(vm.uuid, Try())
+        if vm.failed_attempts > before.attempts and is_wanted(vm):
+            after = replace(before, attempts=vm.failed_attempts)
+            if after.attempts >= desk.settings.max_attempts:
+                after = replace(after, given_up=True, why=f"given up after {after.attempts} attempts")
+            taken[vm.uuid] = after
+    return replace(restarts, tries={**restarts.tries, **taken}) if taken else restarts
+
+
 def _start_ended(restarts: Restarts, desk: Desk, placed: Placed, ended: Ended) -> Restarts:
     """Whatever came of it, the VM is read again before anything else is done about it."""
     start, settings = placed.action, desk.settings
@@ -128,7 +150,7 @@ def _start_ended(restarts: Restarts, desk: Desk, placed: Placed, ended: Ended) -
     elif ended.result is Result.UNKNOWN:
         after = replace(after, why=f"it is not known whether its start on {start.host} worked: {said}")
         desk.tell("restart-unknown", f"{start.name}: {after.why}", start.host, start.uuid, code=ended.code)
-    elif ended.code in _UNCOUNTED:
+    elif not counts(ended.code):
         pause = 0 if ended.code == "FTKVM-103" else settings.retry_first_ms
         after = replace(after, next_ms=desk.now + pause, why=said, failed_on=(*before.failed_on, start.host)[-3:])
     else:

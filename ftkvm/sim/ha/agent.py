@@ -287,12 +287,16 @@ class Agent:
             memory = self.world.storage.files.vms[action.uuid].memory_mb
             self.world.qemus.start(action.uuid, self.host, memory, self.world.clock.now)
             self.world.began(action.uuid)
+            self.world.storage.files.note_failed(action.uuid, 0)
             answer(m.Result.OK)
 
         def give_back(files: Files) -> bool:
             """libvirt refused, nothing runs: another host may try (``Vms._not_started``)."""
             owner = m.Owner(mine.number + 1, None, mine.boot_id, m.OwnerWhy.RELEASED)
-            return files.claim_owner(action.uuid, owner) == owner
+            if files.claim_owner(action.uuid, owner) != owner:
+                return False
+            files.note_failed(action.uuid, action.attempt)
+            return True
 
         def refused(_given_back: bool) -> None:
             self.busy.pop(action.uuid, None)

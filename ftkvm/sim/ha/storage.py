@@ -52,8 +52,13 @@ class Files:
         vm = self.vms[uuid]
         self.vms[uuid] = Vm(**{**vars(vm), "power": on})
 
+    def note_failed(self, uuid: str, attempt: int) -> None:
+        """The count of failed attempts, which holds until a start works, or anybody else's owner file comes."""
+        self.vms[uuid] = Vm(**{**vars(self.vms[uuid]), "failed_attempts": attempt})
+
     def _set(self, vm: Vm, owner: Owner) -> None:
-        self.vms[vm.uuid] = Vm(**{**vars(vm), "owner": owner})
+        failed = vm.failed_attempts if owner.why is OwnerWhy.RESTARTED else 0
+        self.vms[vm.uuid] = Vm(**{**vars(vm), "owner": owner, "failed_attempts": failed})
 
 
 class Storage:
