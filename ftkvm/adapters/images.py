@@ -1,7 +1,12 @@
 """Disk images on the datastore, through qemu-img: facts, chains, overlays. Every call is bounded."""
 
+import contextlib
 import json
+import os
+import re
+import select
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +17,10 @@ from ftkvm.core.newest import scratch
 
 QEMU_IMG_TIMEOUT_S = 20.0
 COMMIT_TIMEOUT_S = 3600.0
+MEASURE_TIMEOUT_S = 120.0
+CONVERT_STALL_S = 600.0
+"""A conversion that says nothing for this long hangs; how long it takes in all depends on the disk."""
+_PERCENT = re.compile(rb"\((\d+)\.\d+/100%\)")
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,72 @@ def create_empty(path: str, virtual_bytes: int) -> None:
 def commit(top: str, base: str) -> None:
     """Write everything above ``base`` into it; nobody may have the images open. Interrupted, it is simply run again."""
     _qemu_img("commit", "-q", "-b", base, top, timeout_s=COMMIT_TIMEOUT_S)
+
+
+def needed_bytes(source: str, source_format: str) -> int:
+    """Room that ``source`` takes as a qcow2 image. :raises FtkvmError: FTKVM-331"""
+    said = _qemu_img(
+        "measure", "--output=json", "-f", source_format, "-O", "qcow2", source, timeout_s=MEASURE_TIMEOUT_S
+    )
+    return int(json.loads(said)["required"])
+
+
+def virtual_bytes(path: str, image_format: str) -> int:
+    """Size of the disk that an image holds. :raises FtkvmError: FTKVM-331"""
+    return int(
+        json.loads(_qemu_img("info", "--force-share", "--output=json", "-f", image_format, path))["virtual-size"]
+    )
+
+
+def convert(source: str, source_format: str, path: str, progress: Callable[[int], None]) -> None:
+    """Copy a whole disk into a new qcow2 image, durably; ``progress`` is told each whole percent.
+
+    qemu-img takes QEMU's locks: it refuses a source that somebody writes to, and nobody can begin to while it reads.
+    It ends with the process that called it, so that nothing writes to ``path`` any more when that is started again.
+
+    :raises FtkvmError: FTKVM-331 it failed, or stalled for CONVERT_STALL_S
+    """
+    remove(path)
+    command = ("setpriv", "--pdeathsig", "KILL", "qemu-img", "convert", "-p", "-t", "writeback",
+               "-f", source_format, "-O", "qcow2", source, path)  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        detail = _follow(process, progress)
+    finally:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # in a hung system call: it ends when the storage answers
+            process.wait(5.0)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+    if detail is not None or process.returncode != 0:
+        raise FtkvmError("FTKVM-331", command=" ".join(command[3:]), detail=detail or f"status {process.returncode}")
+    if virtual_bytes(path, "qcow2") < virtual_bytes(source, source_format):
+        raise FtkvmError("FTKVM-331", command=" ".join(command[3:]), detail="the new image is too small")
+    with Path(path).open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _follow(process: subprocess.Popen[bytes], progress: Callable[[int], None]) -> str | None:
+    """Read what ``qemu-img -p`` says to its end; what went wrong, or None."""
+    assert process.stdout is not None and process.stderr is not None
+    said, told = b"", -1
+    while True:
+        if not select.select([process.stdout], [], [], CONVERT_STALL_S)[0]:
+            return f"no progress for {CONVERT_STALL_S:g} s"
+        more = os.read(process.stdout.fileno(), 4096)
+        if not more:
+            break
+        said = (said + more)[-200:]
+        percents = _PERCENT.findall(said)
+        if percents and int(percents[-1]) > told:
+            told = int(percents[-1])
+            progress(told)
+    errors = process.stderr.read().decode(errors="replace").strip()  # at its end: little, so it never blocked on it
+    try:
+        return errors if process.wait(CONVERT_STALL_S) else None
+    except subprocess.TimeoutExpired:
+        return f"no end within {CONVERT_STALL_S:g} s"
 
 
 def remove(path: str) -> None:

@@ -11,6 +11,7 @@ from ftkvm.agent.admission import Admission
 from ftkvm.agent.attempts import forget_failed, note_failed
 from ftkvm.agent.configuration import publish
 from ftkvm.agent.context import AgentContext
+from ftkvm.agent.convert import Converting, planned, require_not_wanted
 from ftkvm.agent.failovers import history_of
 from ftkvm.agent.gather import Answers, gather
 from ftkvm.agent.migrate import MIGRATE_TIMEOUT_S, Migration
@@ -21,6 +22,7 @@ from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import Pairs, VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig, HostEntry
+from ftkvm.core.checks.mend import on_new_images
 from ftkvm.core.ha.model import OwnerWhy, Role
 from ftkvm.core.ha.settings import in_force, kept_empty
 from ftkvm.core.move import choose
@@ -428,14 +430,29 @@ class Service:
         return ft_checks.require_secondary(self._ctx, record, wanted)
 
     def _enable_stopped(self, record: VmRecord) -> Json:
-        """Turn FT on for a VM that runs nowhere (FT-02): checked now, and again when it is started; then protected."""
-        ft_checks.require_ready(self._ctx)
-        ft_checks.require_suitable(self._ctx, record, self.vms.definition(record.uuid))
+        """Turn FT on for a VM that runs nowhere (FT-02): checked now, and again when it is started; then protected.
 
-        def work(progress: Progress) -> None:
+        Disks that FT refuses for their image only are converted first (FT-17).
+        """
+        ft_checks.require_ready(self._ctx)
+        xml = self.vms.definition(record.uuid)
+        todo = planned(self._ctx, record, xml, ft_checks.rules_of(self._ctx))
+        new_xml = on_new_images(xml, todo).xml
+        ft_checks.require_suitable(self._ctx, record, new_xml)
+        owner, _host = self.vms.owner(record.uuid)  # before looking: a start in between then takes the next number
+        if todo:
+            self.require_off(record)
+            require_not_wanted(self._ctx, record)
+
+        def work(progress: Progress) -> Json | None:
+            converted = None
+            if todo:
+                kept = Converting(self._ctx, self.vms, record, todo).run(owner, xml, new_xml, progress, discard=False)
+                converted = {"converted": [str(each) for each in todo], "kept": kept}
             progress(1, 1, "FT is on; the secondary is made when the VM is started")
             store = PairStore(self._ctx.datastore, record.uuid)
             bounded(self._ctx, lambda: store.set_ft_enabled(True), f"vms/{record.uuid}")
+            return converted
 
         return asdict(self.operations.start("enable", record.name, record.uuid, work))
 

@@ -35,6 +35,8 @@ _LIST_TIMEOUT_S = 0.7
 _FORGET_TIMEOUT_S = 20.0
 _NOTHING_RUNS = frozenset({"FTKVM-106", "FTKVM-107", "FTKVM-111", "FTKVM-115", "FTKVM-118", "FTKVM-331"})
 """Errors of a start after which certainly neither QEMU nor qemu-img works on the images."""
+_BUSY = {"start": "starting", "prepare": "preparing", "enable": "preparing"}
+"""Operations that keep everybody else from a VM that has no QEMU, and how that is shown."""
 _OWNER = re.compile(r"(\d{7})\.json")
 
 
@@ -203,7 +205,8 @@ class Vms:
             for part in ("owner", "screenshots"):
                 for name in datastore.list(f"vms/{uuid}/{part}"):
                     datastore.remove(f"vms/{uuid}/{part}/{name}")
-            datastore.remove(f"vms/{uuid}/resets.json")
+            for name in ("resets.json", "prepare.json"):
+                datastore.remove(f"vms/{uuid}/{name}")
             datastore.remove(attempts.path_of(uuid))
             datastore.remove(f"vms/{uuid}/domain.xml")
             vm_file.forget(datastore, uuid)
@@ -214,7 +217,7 @@ class Vms:
     # copies on this host
 
     def local(self) -> list[Json]:
-        """All domains that have a QEMU on this host, or are being started here; also those that are not registered.
+        """All domains that have a QEMU on this host, or are being started or converted here; registered or not.
 
         safety: nothing is left out because the datastore does not answer. Who asks may start a VM that is not in this
         list somewhere else.
@@ -230,8 +233,8 @@ class Vms:
                     role = "incoming"  # a live migration's other end: not a copy that runs
                 found[info.uuid] = {"uuid": info.uuid, "name": info.name, "state": info.state, "role": role}
         for operation in self._operations.all_running():
-            if operation.kind == "start" and operation.uuid not in found:
-                entry = {"uuid": operation.uuid, "name": operation.vm, "state": "starting", "role": "solo"}
+            if operation.kind in _BUSY and operation.uuid not in found:
+                entry = {"uuid": operation.uuid, "name": operation.vm, "state": _BUSY[operation.kind], "role": "solo"}
                 found[operation.uuid] = entry
         monitor = cast(Monitor | None, self._ctx.extras.get("vm_monitor"))
         if monitor is not None:
@@ -325,7 +328,7 @@ class Vms:
             return
         if why == "started":
             try_power(self._ctx, record.uuid, on=False)
-        self._let_go(record, "stopped" if why == "started" else "released")
+        self.let_go(record, "stopped" if why == "started" else "released")
 
     def waiting_for_nobody(self, record: VmRecord) -> set[str]:
         """The host of a copy that a cut-off protect left waiting: its start ends it (``cold_start``)."""
@@ -429,9 +432,11 @@ class Vms:
     def _release(self, record: VmRecord, why: str = "stopped") -> None:
         """Note that nobody runs the VM any more, so that it can be started while this host does not answer."""
         if not record.ft_enabled:  # else the pair's own records say who may have a copy
-            self._let_go(record, why)
+            self.let_go(record, why)
 
-    def _let_go(self, record: VmRecord, why: str) -> None:
+    def let_go(self, record: VmRecord, why: str) -> None:
+        """Note that nobody has the VM any more, if this host has it."""
+
         def write(number: int) -> None:
             nobody = {"host": None, "boot_id": self._ctx.boot_id, "why": why, "at": time.time()}
             self._ctx.datastore.create_once(f"vms/{record.uuid}/owner/{number + 1:07d}.json", nobody)

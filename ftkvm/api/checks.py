@@ -8,10 +8,17 @@ from ftkvm.agent.prepare import Prepare
 from ftkvm.ports import Json
 
 
-class PrepareRequest(BaseModel):
-    """``dry_run``: show what would change, and change nothing."""
+class LocalPrepareRequest(BaseModel):
+    """``dry_run``: show what would change, and change nothing. ``discard``: delete images that were converted."""
 
     dry_run: bool = False
+    discard: bool = False
+
+
+class PrepareRequest(LocalPrepareRequest):
+    """``host``: the one that has the images, if they are not on the datastore."""
+
+    host: str | None = None
 
 
 def router(checks: Checks, prepare: Prepare) -> APIRouter:
@@ -40,8 +47,13 @@ def router(checks: Checks, prepare: Prepare) -> APIRouter:
 
     @routes.post("/vms/{name}/prepare")
     def prepare_vm(name: str, request: PrepareRequest) -> Json:
-        """Mend a VM's definition for FT, as far as that goes mechanically."""
-        return prepare.prepare(name, dry_run=request.dry_run)
+        """Mend a VM's definition and disks for FT, as far as that goes mechanically."""
+        return prepare.prepare(name, dry_run=request.dry_run, discard=request.discard, host=request.host)
+
+    @routes.post("/local/vms/{uuid}/prepare")
+    def prepare_vm_here(uuid: str, request: LocalPrepareRequest) -> Json:
+        """The same with the images that this host sees."""
+        return prepare.prepare_here(uuid, dry_run=request.dry_run, discard=request.discard)
 
     @routes.get("/local/check/host")
     def host_here() -> Json:

@@ -67,6 +67,8 @@ def show_prepared(answer: Json, reporter: Reporter) -> int:
         click.echo("would change:" if answer["dry_run"] else "changed:")
         for change in answer["changes"]:
             click.echo(f"  {change}")
+        for image in answer.get("kept", ()):
+            click.echo(f"  the old image stays: {image}")
     else:
         click.echo("nothing that could be mended")
     return show(report, reporter)

@@ -26,7 +26,8 @@ _SLOW = (
 def enable(vm: str, secondary: str | None, output: str) -> None:
     """Turn fault tolerance on for VM, or on again after `disable`, and return when it is protected.
 
-    A VM that is off is checked now, and protected when it is started.
+    A VM that is off is checked now, and protected when it is started. Disks that FT refuses as they are get converted
+    first (see `vm prepare`); the old images stay.
     """
     reporter = Reporter(output)
     client = AgentClient()
@@ -34,7 +35,8 @@ def enable(vm: str, secondary: str | None, output: str) -> None:
     done = client.wait(operation, reporter)
     pair = _protected_pair(client, vm)
     if pair.get("reason") == "vm-not-running":
-        reporter.result({**done, "pair": pair}, f"VM {done['vm']}: {pair['shown_as']}. {done['text']}.")
+        converted = "".join(f"\n{each}; the old image stays" for each in (done["result"] or {}).get("converted", ()))
+        reporter.result({**done, "pair": pair}, f"VM {done['vm']}: {pair['shown_as']}. {done['text']}.{converted}")
         return
     took = round((done["ended_at"] or time.time()) - done["started_at"], 2)
     text = f"VM {done['vm']}: {pair.get('shown_as', 'enabled')}; secondary on {pair.get('secondary_host')} ({took} s)."

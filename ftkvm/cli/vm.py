@@ -102,11 +102,21 @@ def start(name: str, host: str | None, output: str) -> None:
 @vm.command(epilog="Exit status: 0 prepared or nothing to do, 1 findings are left that nobody can mend mechanically.")
 @click.argument("name")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+@click.option("--discard", is_flag=True, help="Delete the old images of disks that were converted.")
+@click.option("--host", help="Host that has the images, if they are not on the datastore.")
 @output_option
-def prepare(name: str, dry_run: bool, output: str) -> int:
-    """Mend the definition of the VM NAME, which is off, so that fault tolerance takes it; disks are not touched."""
-    answer = AgentClient().call("POST", f"/v1/vms/{quote(name)}/prepare", {"dry_run": dry_run}, 30.0)
-    return show_prepared(answer, Reporter(output))
+def prepare(name: str, dry_run: bool, discard: bool, host: str | None, output: str) -> int:
+    """Mend the VM NAME, which is off, so that fault tolerance takes it.
+
+    Disks of another format than qcow2 and raw, or not on the datastore, are converted into new qcow2 images there; the
+    old images stay. Other disks are not touched.
+    """
+    reporter, client = Reporter(output), AgentClient()
+    body = {"dry_run": dry_run, "discard": discard, "host": host}
+    answer = client.call("POST", f"/v1/vms/{quote(name)}/prepare", body, 30.0)
+    if answer.get("operation"):
+        answer = client.wait(answer["operation"], reporter)["result"]
+    return show_prepared(answer, reporter)
 
 
 @vm.command()

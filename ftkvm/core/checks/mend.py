@@ -1,16 +1,18 @@
 """What can be mended mechanically in a domain's XML, so that FT takes it, without risk to the guest's data. Pure.
 
-Not mended: disks that are written (they must be moved or converted), TPM, NVDIMM, passed-through devices, shared
-directories, memory, firmware, number of vCPUs: these need somebody who knows the guest.
+Disks are pointed at images that were converted (``convert``), and otherwise left alone. Not mended: TPM, NVDIMM,
+passed-through devices, shared directories, memory, firmware, number of vCPUs: these need somebody who knows the guest.
 """
 
 import difflib
 import io
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ftkvm.core.checks import convert
+from ftkvm.core.checks.convert import Conversion
 from ftkvm.core.checks.domain import Rules, attribute, below, file, shown_source, target
 from ftkvm.core.checks.vm import nic_back_end, nic_name
 
@@ -24,20 +26,38 @@ class Mended:
     difference: str = ""
 
 
-def mend(xml: str, rules: Rules) -> Mended:
-    """The domain with everything mended that can be.
+def mend(xml: str, rules: Rules, conversions: Sequence[Conversion] = ()) -> Mended:
+    """The domain with everything mended that can be, on the disks that ``conversions`` make.
 
     :raises xml.etree.ElementTree.ParseError: not XML
     """
+
+    def changes(root: ET.Element) -> Iterator[str]:
+        yield from convert.apply(root, conversions)
+        for one in _MENDS:
+            yield from one(root, rules)
+
+    return _changed(xml, changes)
+
+
+def on_new_images(xml: str, conversions: Sequence[Conversion]) -> Mended:
+    """The domain on the disks that ``conversions`` make, and else as it is.
+
+    :raises xml.etree.ElementTree.ParseError: not XML
+    """
+    return _changed(xml, lambda root: convert.apply(root, conversions))
+
+
+def _changed(xml: str, change: Callable[[ET.Element], Iterator[str]]) -> Mended:
     _keep_prefixes(xml)
     root = ET.fromstring(xml)
     before = _text(root)
-    changes = [change for one in _MENDS for change in one(root, rules)]
+    changes = tuple(change(root))
     if not changes:
         return Mended(xml, ())
     after = _text(root)
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "as it is", "prepared", lineterm="", n=2)
-    return Mended(after, tuple(changes), "\n".join(lines))
+    return Mended(after, changes, "\n".join(lines))
 
 
 def _keep_prefixes(xml: str) -> None:

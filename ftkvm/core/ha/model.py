@@ -66,6 +66,7 @@ class OwnerWhy(StrEnum):
     STOPPED = "stopped"  # host None: the operator or the guest switched it off
     RELEASED = "released"  # host None: an isolation response or a lost datastore stopped it; HA starts it again
     EVACUATED = "evacuated"
+    PREPARING = "preparing"  # its disks are being converted: nobody may start it meanwhile
     FAILOVER = "failover"  # the copy that went on when the other one was lost
 
 
