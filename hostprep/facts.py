@@ -41,6 +41,10 @@ class HostFacts:
     ca_certificate: str = ""
     host_certificate: str = ""
     manifest: str = ""
+    machine_id: str = ""
+    boot_id: str = ""
+    configuration: str = ""
+    """The text of the newest configuration of the cluster whose datastore this is; empty if there is none."""
 
 
 def script(datastore: str, files: Sequence[str]) -> str:
@@ -49,6 +53,8 @@ def script(datastore: str, files: Sequence[str]) -> str:
     names = " ".join(shlex.quote(name) for name in files)
     packages = " ".join(PACKAGES + BACKPORTS)
     write = f"dd if=/dev/zero of={probe} bs=4k count=1 conv=fsync 2>&1 && rm {probe}"
+    configs = shlex.quote(f"{datastore}/.ftkvm/config")
+    newest = f"cd {configs} 2>/dev/null && cat $(ls | grep -x '[0-9]\\{{7\\}}[.]json' | tail -n 1) </dev/null"
     unit = "echo $unit $(systemctl is-enabled $unit 2>/dev/null) $(systemctl is-active $unit)"
     sections = {
         "os": "cat /etc/os-release",
@@ -65,6 +71,9 @@ def script(datastore: str, files: Sequence[str]) -> str:
         "ca": "cat /etc/ftkvm/pki/ca.crt 2>/dev/null",
         "certificate": "cat /etc/ftkvm/pki/host.crt 2>/dev/null",
         "manifest": "cat /opt/ftkvm/.manifest 2>/dev/null",
+        "machine": "cat /etc/machine-id 2>/dev/null",
+        "boot": "cat /proc/sys/kernel/random/boot_id",
+        "configuration": f"timeout -s KILL 5 sh -c {shlex.quote(newest)}",
     }  # fmt: skip
     return "\n".join(f"echo '{MARK}{name}'\n{command}" for name, command in sections.items()) + f"\necho '{MARK}end'\n"
 
@@ -108,6 +117,9 @@ def parse(text: str) -> HostFacts:
         ca_certificate=parts["ca"],
         host_certificate=parts["certificate"],
         manifest=parts["manifest"].strip(),
+        machine_id=parts["machine"].strip(),
+        boot_id=parts["boot"].strip(),
+        configuration=parts["configuration"].strip(),
     )
 
 

@@ -6,7 +6,11 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ftkvm.adapters.datastore import parse_document
+from ftkvm.agent.ha.documents import understood
+from ftkvm.agent.join import entered
 from ftkvm.catalogue import FtkvmError
+from ftkvm.config import ClusterConfig
 from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts
 from hostprep.package import Package
 from hostprep.units import UNIT_FILES
@@ -44,7 +48,11 @@ class Wish:
 def require(facts: HostFacts, wish: Wish) -> None:
     """Everything that no step can mend.
 
-    :raises FtkvmError: FTKVM-206 system, 207/208 versions, 213 bridge, 216 other cluster, 217 device, 30x datastore
+    safety: the datastore is asked whose it is before an agent is started on it: an agent that has the name of one of
+    another cluster's hosts would write over that host's heartbeat.
+
+    :raises FtkvmError: FTKVM-206 system, 207/208 versions, 213 bridge, 216 other cluster, 217 device, 30x datastore,
+        609/610 another cluster's datastore, or none's, 219 the name is taken, 242 an address is
     """
     host = {"host": wish.host}
     if facts.system_id != "debian 13":
@@ -57,7 +65,19 @@ def require(facts: HostFacts, wish: Wish) -> None:
     if "/dev/net/tun" not in facts.devices:
         raise FtkvmError("FTKVM-217", **host, what="/dev/net/tun", how="Load the module: `modprobe tun`.")
     _require_datastore(facts, wish)
+    entered(configuration(facts), dict(wish.join))
     require_versions(facts, wish.host)
+
+
+def configuration(facts: HostFacts) -> ClusterConfig | None:
+    """The newest configuration on the host's datastore; None if that is no cluster's yet.
+
+    :raises CorruptFile: FTKVM-305
+    """
+    if not facts.configuration:
+        return None
+    path = "config (its newest file)"
+    return understood(path, parse_document(path, facts.configuration), ClusterConfig.from_json)
 
 
 def _require_datastore(facts: HostFacts, wish: Wish) -> None:

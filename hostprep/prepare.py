@@ -7,14 +7,28 @@ from pathlib import Path
 
 from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.catalogue import FtkvmError
+from ftkvm.cli.client import AgentClient
 from ftkvm.config import HostConfig, HostEntry
 from ftkvm.core.trust import Role
 from ftkvm.home import ClusterFile, Home
+from ftkvm.ports import Json
 from hostprep import facts as facts_of
 from hostprep import package
 from hostprep.apply import Progress, apply
 from hostprep.facts import HostFacts
-from hostprep.plan import CONFIG, Step, Wish, clean_up, join_step, plan, require, require_versions, unit_files
+from hostprep.joining import Member, members, require_may_join
+from hostprep.plan import (
+    CONFIG,
+    Step,
+    Wish,
+    clean_up,
+    configuration,
+    join_step,
+    plan,
+    require,
+    require_versions,
+    unit_files,
+)
 from hostprep.preview import View, preview
 from hostprep.ssh import Session, Target
 
@@ -33,25 +47,41 @@ class Prepared:
     views: list[View] = field(default_factory=list)
 
 
-def prepare(home: Home, target: Target, progress: Progress, *, dry_run: bool = False) -> Prepared:
+def hosts_of(home: Home) -> list[Json]:
+    """The cluster's hosts, as one that lives tells them.
+
+    :raises FtkvmError: FTKVM-607 none answers
+    """
+    return list(AgentClient(home).call("GET", "/v1/hosts")["hosts"])
+
+
+def prepare(
+    home: Home, target: Target, progress: Progress, *, dry_run: bool = False,
+    connect: Callable[[Target], Session] = Session, hosts: Callable[[Home], list[Json]] = hosts_of,
+) -> Prepared:  # fmt: skip
     """Make ``target`` a host of the cluster in ``home``; run again, it changes nothing.
+
+    ``connect``, ``hosts``: how the host and the cluster are asked.
 
     :raises FtkvmError: 2xx, 3xx: why it cannot be one; nothing is then left changed
     """
     cluster = home.load()
-    with Session(target) as session:
+    with connect(target) as session:
         progress(0, 0, "looking at the host")
         found = facts_of.gather(session, cluster.datastore, _file_names())
         entry = host_entry(target.host, found, cluster)
-        wish = make_wish(home, cluster, entry, found, note=not dry_run)
+        wish = make_wish(home, cluster, entry, found)
         require(found, wish)
+        others = members(hosts(home)) if cluster.hosts and _is_new(entry, found) else []
+        require_may_join(entry.name, found, others)
         steps = plan(found, wish)
         joined = cluster.hosts.get(entry.name) == entry.to_json() and not steps
         todo = steps if joined else [*steps, join_step(wish)]
         if dry_run:
             return Prepared(entry, [step.text for step in todo], preview(session, todo, wish.files))
+        note_certificate(home, wish)
         check = _health_check(home, entry)
-        _apply(session, todo, progress, check, cluster.datastore)
+        _apply(session, todo, progress, check, cluster.datastore, others)
         if not any(step.name == "services" for step in steps):
             check()
         session.run(f"rm -rf {clean_up(wish)}")
@@ -60,9 +90,20 @@ def prepare(home: Home, target: Target, progress: Progress, *, dry_run: bool = F
     return Prepared(entry, [step.text for step in todo])
 
 
-def _apply(session: Session, todo: list[Step], progress: Progress, check: Callable[[], None], datastore: str) -> None:
+def _is_new(entry: HostEntry, found: HostFacts) -> bool:
+    """Whether there are hosts that this one is to join (HA-01)."""
+    config = configuration(found)
+    return config is not None and bool(config.hosts) and entry.name not in config.hosts
+
+
+def _apply(
+    session: Session, todo: list[Step], progress: Progress, check: Callable[[], None], datastore: str,
+    others: list[Member],
+) -> None:  # fmt: skip
     def versions() -> None:
-        require_versions(facts_of.gather(session, datastore, _file_names()), session.target.host)
+        installed = facts_of.gather(session, datastore, _file_names())
+        require_versions(installed, session.target.host)
+        require_may_join(session.target.host, installed, others)
 
     checks: dict[str, Callable[[], None]] = {"services": check}
     checks |= {step.name: versions for step in todo if step.name.startswith("packages")}
@@ -84,8 +125,8 @@ def host_entry(name: str, found: HostFacts, cluster: ClusterFile) -> HostEntry:
     return HostEntry(name, addresses["management"], addresses["ft"], addresses["migration"])
 
 
-def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFacts, *, note: bool = True) -> Wish:
-    """What the host shall have; a certificate that is still good stays. ``note``: a new one is entered in the list."""
+def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFacts) -> Wish:
+    """What the host shall have; a certificate that is still good stays."""
     authority = home.authority()
     config = HostConfig(
         entry.name, entry.management, entry.ft, entry.migration, Path(cluster.datastore), tuple(cluster.vm_bridges),
@@ -102,8 +143,6 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
     good = authority.still_good(found.host_certificate.encode(), entry.name, addresses, home.revoked())
     if not good or f"{_PKI}/host.key" not in found.digests:
         pair = authority.issue(entry.name, addresses, role=Role.HOST)
-        if note:  # a dry run's is thrown away
-            home.note(pair.certificate)
         files |= {f"{_PKI}/host.crt": (pair.certificate, 0o644), f"{_PKI}/host.key": (pair.key, 0o600)}
     return Wish(
         host=entry.name,
@@ -120,6 +159,12 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
             "host": {"name": entry.name, **entry.to_json()},
         },
     )
+
+
+def note_certificate(home: Home, wish: Wish) -> None:
+    """Enter the host's new certificate, if it gets one, in the list; a dry run's is thrown away."""
+    if f"{_PKI}/host.crt" in wish.files:
+        home.note(wish.files[f"{_PKI}/host.crt"][0])
 
 
 def _file_names() -> list[str]:

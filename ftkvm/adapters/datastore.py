@@ -48,7 +48,7 @@ class DirectoryDatastore:
 
     def read_json(self, path: str) -> Json | None:
         text = self.read_text(path)
-        return None if text is None else self._parse(path, text)
+        return None if text is None else parse_document(path, text)
 
     def read_text(self, path: str) -> str | None:
         with self._errors(path):
@@ -141,17 +141,6 @@ class DirectoryDatastore:
             finally:
                 os.close(descriptor)
 
-    def _parse(self, path: str, text: str) -> Json:
-        try:
-            document = json.loads(text)
-        except ValueError as error:
-            raise CorruptFile("FTKVM-305", path=path, detail=str(error)) from error
-        if not isinstance(document, dict) or not isinstance(document.get("format"), int):
-            raise CorruptFile("FTKVM-305", path=path, detail="no JSON object with a format number")
-        if document["format"] > FORMAT:
-            raise CorruptFile("FTKVM-305", path=path, detail=f"format {document['format']}, known up to {FORMAT}")
-        return document
-
     def _write_temporary(self, target: Path, data: bytes) -> Path:
         """A complete, durable file beside the target, under a name nobody else uses and :meth:`list` does not show."""
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -200,6 +189,22 @@ class DirectoryDatastore:
             if error.errno not in _UNREACHABLE:
                 detail += ", unforeseen"
             raise DatastoreUnreachable("FTKVM-302", host=self._host, path=shown, detail=detail) from error
+
+
+def parse_document(path: str, text: str) -> Json:
+    """The document in a file's text.
+
+    :raises CorruptFile: FTKVM-305, it is none, or of a newer format
+    """
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise CorruptFile("FTKVM-305", path=path, detail=str(error)) from error
+    if not isinstance(document, dict) or not isinstance(document.get("format"), int):
+        raise CorruptFile("FTKVM-305", path=path, detail="no JSON object with a format number")
+    if document["format"] > FORMAT:
+        raise CorruptFile("FTKVM-305", path=path, detail=f"format {document['format']}, known up to {FORMAT}")
+    return document
 
 
 def _encode(document: Json) -> str:

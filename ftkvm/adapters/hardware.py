@@ -33,3 +33,11 @@ def hardware(proc: Path = Path("/proc"), cpus: Path = Path("/sys/devices/system/
 def bridges(configured: Iterable[str], net: Path = Path("/sys/class/net")) -> frozenset[str]:
     """Those of the VM bridges that are there."""
     return frozenset(name for name in configured if (net / name / "bridge").is_dir())
+
+
+def machine_id(path: Path = Path("/etc/machine-id")) -> str:
+    """What systemd and libvirt tell this machine from others by; empty if it has none."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

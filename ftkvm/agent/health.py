@@ -5,7 +5,7 @@ import threading
 import time
 
 from ftkvm import __version__
-from ftkvm.adapters.hardware import bridges, hardware
+from ftkvm.adapters.hardware import bridges, hardware, machine_id
 from ftkvm.agent import storage
 from ftkvm.agent.context import AgentContext
 from ftkvm.catalogue import FtkvmError
@@ -24,12 +24,14 @@ class Health:
         self._last: Json = {}
         self._at = float("-inf")
         self._hardware = _hardware()
+        self._machine_id = machine_id()
 
     def current(self) -> Json:
         """What the last look found; ``age_ms`` says how long ago that was, ``error`` why the host cannot take a VM."""
         with self._lock:
             known, at = dict(self._last), self._at
-        base = {"host": self._ctx.host, "boot_id": self._ctx.boot_id, "ftkvm": __version__}
+        base = {"host": self._ctx.host, "boot_id": self._ctx.boot_id, "machine_id": self._machine_id,
+                "ftkvm": __version__}  # fmt: skip
         if not known:
             starting = FtkvmError("FTKVM-202", host=self._ctx.host, detail="its agent is just starting")
             return {**base, "age_ms": None, "error": starting.to_json()}

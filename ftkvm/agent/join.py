@@ -22,33 +22,41 @@ _ATTEMPTS = 20
 def join(datastore: Datastore, wish: Json) -> ClusterConfig:
     """Enter the host, unless it is there already; the configuration it is in is returned.
 
-    :raises FtkvmError: FTKVM-609 another cluster's datastore, FTKVM-219 the name has another address, FTKVM-242 the
-        address is another host's, FTKVM-606
+    :raises FtkvmError: FTKVM-609 another cluster's datastore, FTKVM-610 no cluster on it, FTKVM-219 the name has
+        another address, FTKVM-242 the address is another host's, FTKVM-606
+    """
+    for _attempt in range(_ATTEMPTS):
+        before = latest_config(datastore)
+        after = entered(before, wish)
+        if after == before or commit_config(datastore, after):
+            return after
+    raise FtkvmError("FTKVM-606")
+
+
+def entered(config: ClusterConfig | None, wish: Json) -> ClusterConfig:
+    """The configuration with the host in it; the same one if it is in it already. Pure. ``config`` None: no cluster.
+
+    :raises FtkvmError: as :func:`join`
     """
     name = str(wish["host"]["name"])
     entry = HostEntry.from_json(name, wish["host"])
-    for _attempt in range(_ATTEMPTS):
-        config = latest_config(datastore)
-        if config is None:
-            if not wish["first"]:
-                raise FtkvmError("FTKVM-610", host=name, path=wish["datastore"], cluster=wish["cluster"])
-            settings = {**wish.get("settings", {}), ID_SETTING: wish["id"]}
-            config = ClusterConfig(0, str(wish["cluster"]), {}, settings)
-        if config.settings.get(ID_SETTING) != wish["id"]:
-            raise FtkvmError("FTKVM-609", path=wish["datastore"], cluster=config.cluster)
-        there = config.hosts.get(name)
-        if there is not None:  # prepared again: what was set since stays
-            entry = replace(entry, maintenance=there.maintenance, fence=there.fence)
-        if there == entry:
-            return config
-        if there is not None:
-            raise FtkvmError("FTKVM-219", host=name, there=there.management, given=entry.management)
-        _require_own_addresses(entry, config)
-        hosts, order = {**config.hosts, name: entry}, (*config.joined(), name)
-        config = replace(config, version=config.version + 1, hosts=hosts, order=order)
-        if commit_config(datastore, config):
-            return config
-    raise FtkvmError("FTKVM-606")
+    if config is None:
+        if not wish["first"]:
+            raise FtkvmError("FTKVM-610", host=name, path=wish["datastore"], cluster=wish["cluster"])
+        settings = {**wish.get("settings", {}), ID_SETTING: wish["id"]}
+        config = ClusterConfig(0, str(wish["cluster"]), {}, settings)
+    if config.settings.get(ID_SETTING) != wish["id"]:
+        raise FtkvmError("FTKVM-609", path=wish["datastore"], cluster=config.cluster)
+    there = config.hosts.get(name)
+    if there is not None:  # prepared again: what was set since stays
+        entry = replace(entry, maintenance=there.maintenance, fence=there.fence)
+    if there == entry:
+        return config
+    if there is not None:
+        raise FtkvmError("FTKVM-219", host=name, there=there.management, given=entry.management)
+    _require_own_addresses(entry, config)
+    hosts, order = {**config.hosts, name: entry}, (*config.joined(), name)
+    return replace(config, version=config.version + 1, hosts=hosts, order=order)
 
 
 def _require_own_addresses(entry: HostEntry, config: ClusterConfig) -> None:

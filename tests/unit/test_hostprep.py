@@ -17,7 +17,7 @@ from hostprep.apply import apply
 from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts, parse
 from hostprep.package import Package
 from hostprep.plan import Step, Wish, plan, require
-from hostprep.prepare import host_entry, make_wish
+from hostprep.prepare import host_entry, make_wish, note_certificate
 from hostprep.preview import preview
 from hostprep.ssh import Result
 
@@ -34,7 +34,7 @@ ANSWERS = {
     "devices": "/dev/kvm\n/dev/net/tun\n",
     "digests": f"{'a' * 64}  /etc/ftkvm/agent.toml\n",
     "units": "ftkvm-agent.service enabled active\nftkvm-keeper.service inactive\n",
-    "ca": "", "certificate": "", "manifest": "0123\n",
+    "ca": "", "certificate": "", "manifest": "0123\n", "machine": "m1\n", "boot": "b1\n", "configuration": "",
 }  # fmt: skip
 
 
@@ -51,8 +51,14 @@ def good() -> HostFacts:
     )  # fmt: skip
 
 
+JOIN = {
+    "cluster": "c", "id": "id", "datastore": "/srv/ftkvm", "first": True,
+    "host": {"name": "host1", "management": "10.0.0.1", "ft": "10.1.0.1", "migration": "10.2.0.1"},
+}  # fmt: skip
+
+
 def wish(files: Mapping[str, tuple[bytes, int]] | None = None) -> Wish:
-    return Wish("host1", "/srv/ftkvm", ("br-vm",), Package(b"tar", "digest"), files or {}, "CA", {})
+    return Wish("host1", "/srv/ftkvm", ("br-vm",), Package(b"tar", "digest"), files or {}, "CA", JOIN)
 
 
 def test_facts_are_understood() -> None:
@@ -65,7 +71,7 @@ def test_facts_are_understood() -> None:
     assert (found.qemu, found.libvirt) == ((11, 1, 3), (11, 3, 0))
     assert found.digests == {"/etc/ftkvm/agent.toml": "a" * 64}
     assert found.units == {"ftkvm-agent.service": ("enabled", "active"), "ftkvm-keeper.service": ("", "inactive")}
-    assert found.manifest == "0123"
+    assert (found.manifest, found.machine_id, found.boot_id, found.configuration) == ("0123", "m1", "b1", "")
 
 
 @pytest.mark.parametrize(("text", "word"), [
@@ -231,5 +237,7 @@ def test_only_a_certificate_that_is_used_is_listed(tmp_path: Path, note: bool, l
     cluster = ClusterFile("c", "id", "/srv/ftkvm", "10.0.0.0/24", "10.1.0.0/24", "10.2.0.0/24", ["br-vm"])
     home.create(cluster)
     before = {row["serial"] for row in home.issued()}
-    make_wish(home, cluster, host_entry("host1", good(), cluster), good(), note=note)
+    made = make_wish(home, cluster, host_entry("host1", good(), cluster), good())
+    if note:
+        note_certificate(home, made)
     assert [row["name"] for row in home.issued() if row["serial"] not in before] == listed
