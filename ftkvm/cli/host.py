@@ -11,6 +11,7 @@ from ftkvm.cli.cert import spread_list
 from ftkvm.cli.client import AgentClient
 from ftkvm.cli.names import require_name
 from ftkvm.cli.output import Reporter, output_option
+from ftkvm.cli.ssh import require_key, ssh_options
 from ftkvm.core.trust import Role
 from ftkvm.home import Home
 
@@ -23,12 +24,7 @@ def host() -> None:
 @host.command()
 @click.argument("name")
 @click.option("--address", help="Where SSH reaches the host, if not at its name.")
-@click.option("--ssh-user", default="root", show_default=True)
-@click.option(
-    "--ssh-key", type=click.Path(path_type=Path), help="Private key; otherwise the agent's and ~/.ssh's are tried."
-)
-@click.option("--ssh-port", default=22, show_default=True)
-@click.option("--known-hosts", type=click.Path(path_type=Path), default=Path("~/.ssh/known_hosts"), show_default=True)
+@ssh_options
 @click.option("--dry-run", is_flag=True, help="Show each command and each file's difference, and change nothing.")
 @output_option
 def add(
@@ -40,8 +36,7 @@ def add(
     from hostprep.ssh import Target
 
     require_name("NAME", name)
-    if ssh_key is not None and not ssh_key.is_file():
-        raise FtkvmError("FTKVM-605", option="--ssh-key", detail=f"no file {ssh_key}")
+    require_key(ssh_key)
     reporter = Reporter(output)
     target = Target(name, address or name, ssh_user, ssh_port, ssh_key, known_hosts)
     with reporter.progress(f"host {name}") as show:

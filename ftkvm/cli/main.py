@@ -20,6 +20,7 @@ from ftkvm.cli.ft import disable, enable, status, test, turn_off
 from ftkvm.cli.history import history
 from ftkvm.cli.host import host
 from ftkvm.cli.output import print_error
+from ftkvm.cli.upgrade import upgrade_plan
 from ftkvm.cli.vm import vm
 
 
@@ -29,6 +30,7 @@ def cli() -> None:
     """High availability and fault tolerance for QEMU/KVM virtual machines."""
 
 
+cluster.add_command(upgrade_plan)
 for command in (cluster, host, vm, enable, disable, turn_off, test, status, history, check, cert, explain):
     cli.add_command(command)
 if importlib.util.find_spec("ftkvm.lab") is not None:  # hosts have no lab, and no simulator

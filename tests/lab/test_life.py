@@ -1,13 +1,16 @@
 """What an operator does with a protected VM (FT-02, FT-08, FT-15, FT-16, FT-18), its clients connected throughout."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import soak, trials
+from ftkvm.lab import operator, soak, trials
 from ftkvm.lab.client import wait_for_guest
 from ftkvm.lab.stage import Stage
 from ftkvm.lab.trials import Outcome, Round
@@ -131,6 +134,40 @@ def test_disabled_and_enabled(vm: Round) -> None:
     said = told(vm.stage, "enable", vm.vm)
     assert said["pair"]["secondary_host"] == before["secondary_host"]
     sound(vm, "disable and enable", before)
+
+
+def test_all_hosts_are_upgraded_one_after_the_other(vm: Round) -> None:
+    """HA-24: the plan changes nothing; cut off after a step, it goes on; the unprotected time is told and measured."""
+    before = vm.wait_protected(0)
+    vm.clients.mark()
+    upgrade = ("cluster", "upgrade-plan", "--upgrade-minutes", "0.2")
+    planned = told(vm.stage, *upgrade)
+    assert vm.wait_protected(0)["epoch"] == before["epoch"]
+    assert sorted(step["subject"] for step in planned["steps"] if step["do"] == "upgrade") == sorted(vm.stage.hosts)
+    assert planned["predicted_s"][vm.vm] > 0
+    cut_off_after(vm, "upgrade", *upgrade, "--execute", "--yes")
+    assert "FTKVM-662" in refused(vm.stage, *upgrade)
+    said = told(vm.stage, *upgrade, "--execute", "--yes", timeout_s=240)
+    assert said["done"] == len(said["steps"])
+    print(f"unprotected: predicted {said['predicted_s']}, measured {said['measured_s']}")
+    assert 0 < said["measured_s"][vm.vm] < 120
+    assert [row["maintenance"] for row in json.loads(vm.stage.ftkvm("host", "list", "--output", "json"))] == [False] * 3
+    sound(vm, "upgrade", before)
+
+
+def cut_off_after(vm: Round, word: str, *words: str) -> None:
+    """Runs a command, and kills it as soon as it says that it begins the step after the first one called ``word``."""
+    command = operator.command([sys.executable, "-m", "ftkvm.cli", *words])
+    environment = {**vm.stage.environment(), "FTKVM_HOME": str(vm.stage.home)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as run:
+        assert run.stderr is not None
+        said: list[str] = []
+        for line in run.stderr:
+            said.append(line)
+            if f": {word}" in "".join(said[:-1]) and line.startswith("upgrade: ") and f": {word}" not in line:
+                run.kill()
+                break
+    assert run.returncode == -signal.SIGKILL, said
 
 
 def test_turned_on_while_it_is_off(vm: Round) -> None:
