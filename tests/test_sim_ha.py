@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ftkvm.sim.ha.run import run_seed
 from ftkvm.sim.ha.scenario import load, play
 
 LIBRARY = Path(__file__).parent.parent / "scenarios" / "ha"
@@ -100,3 +101,10 @@ def test_it_is_the_coordinator_to_whom_it_happens(path: Path) -> None:
         if fault is not None and fault.group(1) != "power-cut":
             hit = hit or ("it" if fault.group(2) == coordinator else "")
     assert hit
+
+
+@pytest.mark.parametrize(
+    ("seed", "what"), [(100790, "a coordinator that had just given its lease up, and was fit again, acted on it")]
+)
+def test_seeds_that_once_failed(seed: int, what: str) -> None:
+    assert run_seed(seed).failure == "", what

@@ -21,9 +21,14 @@ _GIVE_UP_MS = 6000
 
 @dataclass(frozen=True)
 class Election:
-    """``claimed_ms``: a claim under way. ``acting``: this host coordinates now."""
+    """``claimed_ms``: a claim under way. ``acting``: this host coordinates now.
+
+    safety: ``given_up``: the last term whose lease this host asked to be free of. Fit again a moment later, it may read
+    that lease as its own still, and must not act on it: another may hold the next one already (simulator, seed 100790).
+    """
 
     claimed_ms: int | None = None
+    given_up: int = 0
     roles_ms: int | None = None
     acting: bool = False
     acting_since_ms: int = 0
@@ -61,7 +66,8 @@ def look(election: Election, desk: Desk, windows: Windows, liveness: Liveness, g
     mine = lease is not None and lease.host == desk.seen.me and lease.boot_id == desk.seen.boot_id
     trusted = guard.ok(desk) and windows.fresh(desk.now) and not windows.lease_corrupt
     unfit = isolation.isolated or desk.seen.me in desk.seen.cluster.maintenance or _alone(desk, windows)
-    acting = mine and trusted and not unfit
+    given_up = lease is not None and lease.term <= election.given_up
+    acting = mine and trusted and not (unfit or given_up)
     if acting and not election.acting and lease is not None:
         desk.tell("coordinator", f"this host coordinates (term {lease.term})", desk.seen.me, term=lease.term)
         election = replace(election, acting_since_ms=desk.now)
@@ -72,8 +78,8 @@ def look(election: Election, desk: Desk, windows: Windows, liveness: Liveness, g
         election = replace(election, acting=acting)
     if not trusted or election.claimed_ms is not None:
         return election
-    if mine and unfit and lease is not None:
-        return _claim(election, desk, Lease(lease.term + 1, None, desk.seen.boot_id))
+    if mine and (unfit or given_up) and lease is not None:
+        return _claim(replace(election, given_up=lease.term), desk, Lease(lease.term + 1, None, desk.seen.boot_id))
     if not mine and not unfit and _may_claim(desk, windows) and _free(desk, windows):
         return _claim(election, desk, Lease((lease.term if lease else 0) + 1, desk.seen.me, desk.seen.boot_id))
     return _roles(election, desk, windows, liveness) if acting else election
