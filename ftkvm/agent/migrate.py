@@ -34,6 +34,8 @@ _ANSWER_TIMEOUT_S = 10.0
 _ASK_AGAIN_S = 0.5
 _PATIENCE_S = 30.0
 _LOOK_S = 0.5
+STANDSTILL_S = 30.0
+"""A guest that stands still for so long at the end of its migration is let go on here: libvirt means it to be 0.3 s."""
 
 
 @dataclass(frozen=True)
@@ -198,17 +200,25 @@ class Migration:
 
     def _watch(self, future: "Future[None]", progress: Progress) -> None:
         deadline = time.monotonic() + MIGRATE_TIMEOUT_S
+        standstill = time.monotonic() + STANDSTILL_S
         while not wait([future], _LOOK_S).done:
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > min(deadline, standstill):
                 self._ctx.libvirt.abort_job(self._record.uuid)
-                deadline = float("inf")
+                deadline = standstill = float("inf")
             try:
+                if standstill != float("inf") and self._runs_here():
+                    standstill = now + STANDSTILL_S
                 done, total = self._ctx.libvirt.job_progress(self._record.uuid)
             except FtkvmError as error:
                 log.info("progress of %s: %s", self._record.name, error)
                 continue
             if total:
                 progress(2, 4, f"copying memory: {done >> 20} of {total >> 20} MiB")
+
+    def _runs_here(self) -> bool:
+        info = self._ctx.libvirt.domain(self._record.uuid)
+        return info is not None and info.state == "running"
 
     def _give_up(self, error: FtkvmError) -> None:
         """The VM goes on here, if it is here; what came over is dropped.

@@ -64,9 +64,13 @@ def wait_for(what: str, done: Callable[[], bool], timeout_s: float, interval_s: 
         time.sleep(interval_s)
 
 
-def suppress_vmdesc(monitor: MonitorPort) -> None:
-    """Stop the 50-140 KiB that every checkpoint leaks otherwise (the JSON description of the device state)."""
-    monitor.execute("qom-set", {"path": "/machine", "property": "suppress-vmdesc", "value": True})
+def suppress_vmdesc(monitor: MonitorPort, suppressed: bool = True) -> None:
+    """Stop the 50-140 KiB that every checkpoint leaks otherwise (the JSON description of the device state).
+
+    It has to be given back with FT: a live migration goes to a QEMU that expects the description, and waits for it for
+    ever, with the guest standing still (seen).
+    """
+    monitor.execute("qom-set", {"path": "/machine", "property": "suppress-vmdesc", "value": suppressed})
 
 
 # --- disks -------------------------------------------------------------------------------------------------
@@ -347,6 +351,7 @@ def normalise(monitor: MonitorPort, shape: Shape) -> None:
     for disk in shape.disks:
         restore_disk(monitor, disk)
     graph.set_capabilities(monitor, off=("x-colo", "pause-before-switchover", "return-path"))
+    suppress_vmdesc(monitor, False)
     state = monitor.execute("query-status")
     if not state["running"] and state["status"] in ("finish-migrate", "paused", "colo", "postmigrate"):
         monitor.execute("cont")

@@ -210,3 +210,4 @@ def normalise(
         for name in (names.replication, names.active, names.hidden):
             graph.delete_node(monitor, name)
     graph.set_capabilities(monitor, off=("x-colo", "return-path"))
+    suppress_vmdesc(monitor, False)
