@@ -240,6 +240,8 @@ CATALOGUE: dict[str, Message] = dict(
            "Check where the name {host} leads (--address); to rename the machine, take it out first: `ftkvm host remove {other}`."),
         _m("FTKVM-263", "host {host} has the machine id of host {other}: {machine_id}", "It was made from the same image, with the id in it; libvirt takes the two for one machine, and migrates nothing between them. Nothing was changed.",
            "Give {host} its own: `rm /etc/machine-id && systemd-machine-id-setup`, restart it, then add it."),
+        _m("FTKVM-264", "host {host} is not dead: it writes its heartbeat on the datastore", "It is cut off from the management network, or its agent does not answer; its VMs may run. Nothing was changed.",
+           "Switch {host} off, or mend its network; `ftkvm cluster status` shows what the others see of it."),
         _m("FTKVM-301", "the datastore {path} is not mounted on {host}", "The directory is missing, or it is an empty mount point.",
            "Mount the shared file system at {path} on {host}.", 6),
         _m("FTKVM-302", "the datastore does not work on {host}: {detail}", "The file system answers with an I/O or connection error ({path}).",

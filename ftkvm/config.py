@@ -154,13 +154,16 @@ class ClusterConfig:
     settings: dict[str, Any]
     order: tuple[str, ...] = ()
     """Hosts in the order they joined; see :meth:`joined`."""
+    removed: dict[str, str] = field(default_factory=dict)
+    """Hosts that were removed as dead, with the boot that is over by the operator's word."""
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "ClusterConfig":
         hosts = {name: HostEntry.from_json(name, entry) for name, entry in document.get("hosts", {}).items()}
         order = tuple(str(name) for name in document.get("order", ()))
         settings = dict(document.get("settings", {}))
-        return cls(int(document["version"]), str(document["cluster"]), hosts, settings, order)
+        removed = {str(name): str(boot) for name, boot in document.get("removed", {}).items()}
+        return cls(int(document["version"]), str(document["cluster"]), hosts, settings, order, removed)
 
     def joined(self) -> tuple[str, ...]:
         """All hosts in the order they joined; those from before that was noted come first, by name."""
@@ -173,4 +176,5 @@ class ClusterConfig:
             "hosts": {name: entry.to_json() for name, entry in sorted(self.hosts.items())},
             "settings": self.settings,
             "order": [name for name in self.order if name in self.hosts],
+            "removed": {name: boot for name, boot in sorted(self.removed.items()) if name not in self.hosts},
         }

@@ -79,6 +79,30 @@ SHOWS = {
         r"attempt 2 on h1 failed",
         r"vm1 was restarted on h4",
     ],
+    "remove-dead-no-watchdog": [r"host-unsafe: h2", r"remove-dead h2", r"h1 +restart: vm1 .*removed from the cluster"],
+    "remove-dead-early": [r"30\.000 .*remove-dead h2", r"30\.\d+ h3 +restart: vm9", r"restart: vm1 ", r"restart: vm5 "],
+    "remove-dead-coordinator": [
+        r"h5 +coordinator",
+        r"remove-dead h5",
+        r"h4 +coordinator",
+        r"h4 +restart: vm10",
+        r"roles: primary hosts: h1, h2, h3, h4, h6",
+    ],
+    "remove-dead-then-another": [r"h3 +coordinator", r"remove-dead h2", r"h4 +coordinator", r"vm5 .*h2 was removed"],
+    "remove-dead-back": [
+        r"vm1 was restarted on h1",
+        r"end of remove-dead h2",
+        r"host-back: h2",
+        r"vm2 is restarted on h2",
+    ],
+    "remove-dead-not-dead": [
+        r"host-isolated: h2",
+        r"remove-dead h2",
+        r"crash h",
+        r"coordinator: .*term 2",
+        r"vm1 .*: h2; owner 1 h2",
+        r"vm5 .*: h2; owner 1 h2",
+    ],
     "vm-monitoring-fourth": [r"1100\.0 left-alone \(3", r"3799\.9 left-alone \(3", r"3800\.0 reset"],
 }
 

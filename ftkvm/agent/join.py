@@ -56,7 +56,8 @@ def entered(config: ClusterConfig | None, wish: Json) -> ClusterConfig:
         raise FtkvmError("FTKVM-219", host=name, there=there.management, given=entry.management)
     _require_own_addresses(entry, config)
     hosts, order = {**config.hosts, name: entry}, (*config.joined(), name)
-    return replace(config, version=config.version + 1, hosts=hosts, order=order)
+    removed = {other: boot for other, boot in config.removed.items() if other != name}
+    return replace(config, version=config.version + 1, hosts=hosts, order=order, removed=removed)
 
 
 def _require_own_addresses(entry: HostEntry, config: ClusterConfig) -> None:

@@ -18,6 +18,7 @@ from ftkvm.agent.migrate import MIGRATE_TIMEOUT_S, Migration
 from ftkvm.agent.operations import Operation, Operations
 from ftkvm.agent.placing import hosts_facts
 from ftkvm.agent.records import PairStore
+from ftkvm.agent.removal import last_boot
 from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import Pairs, VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
@@ -114,9 +115,10 @@ class Service:
         """Take a host out of the configuration.
 
         safety: a host that does not answer may still run VMs; only the operator's word (``dead``) lets it go, and from
-        then on its VMs may be started elsewhere.
+        then on its VMs are started elsewhere: by HA, or by hand. The word is noted with the boot it was said of.
 
-        :raises FtkvmError: FTKVM-201, FTKVM-202 it does not answer, FTKVM-214 it runs VMs, FTKVM-243/244 the last one
+        :raises FtkvmError: FTKVM-201, FTKVM-202 it does not answer, FTKVM-214 it runs VMs, FTKVM-243/244 the last one,
+            FTKVM-264 it is not dead
         """
         self._ctx.cluster.host(name)
         answer = gather(self._ctx, "/v1/local/vms", hosts=[name])[name]
@@ -127,7 +129,9 @@ class Service:
         config = self._ctx.cluster.current(fresh=True)
         hosts = {key: entry for key, entry in config.hosts.items() if key != name}
         self._require_others(name, config, sorted(hosts))
-        return {"host": name, "version": publish(self._ctx, config, hosts=hosts).version}
+        boot_id = last_boot(self._ctx, name) if isinstance(answer, FtkvmError) else ""
+        removed = {**config.removed, name: boot_id} if boot_id else config.removed
+        return {"host": name, "version": publish(self._ctx, config, hosts=hosts, removed=removed).version}
 
     def _require_others(self, name: str, config: ClusterConfig, others: list[str]) -> None:
         """Somebody is left, and while HA is on one of them is a primary host, that others can join through (HA-01)."""

@@ -1,5 +1,6 @@
 """The agent side of admission, settings and what-if: a real directory as datastore, and hosts that are made up."""
 
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,9 @@ from ftkvm.agent.cluster import ClusterReader, commit_config, latest_config
 from ftkvm.agent.cluster_settings import ClusterSettings
 from ftkvm.agent.cluster_view import ClusterView
 from ftkvm.agent.context import AgentContext
+from ftkvm.agent.ha.settings import cluster_of
+from ftkvm.agent.ha.store import HaStore
+from ftkvm.agent.join import join
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.power import write_power
 from ftkvm.agent.service import Places, Service
@@ -25,6 +29,7 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.cluster import print_settings, print_validity, print_what_if
 from ftkvm.cli.output import Reporter
 from ftkvm.config import ClusterConfig, HostConfig, HostEntry, Paths
+from ftkvm.core.ha.model import Heartbeat
 from ftkvm.ports import Json, PeerUnreachable
 
 XML = """<domain><name>{name}</name><memory unit='KiB'>{kib}</memory>
@@ -382,6 +387,48 @@ def test_a_host_with_a_copy_of_a_pair_stays(world: World) -> None:
     world.service.remove_host("h3", dead=False)
     del world.peers.running["h2"]
     assert refused(world, "h2") == "FTKVM-202"
+
+
+def beat(world: World, host: str, counter: int, boot_id: str = "gone") -> None:
+    HaStore(cast(Any, world.ctx.datastore), host, boot_id).write_heartbeat(Heartbeat(host, boot_id, counter))
+
+
+def test_a_dead_host_that_is_removed_gives_its_vms_free(world: World) -> None:
+    """For HA by the boot that is over; and for hands, because it is not asked any more."""
+    world.vm(1)
+    world.ctx.datastore.create_once("vms/u1/owner/0000001.json", {"host": "h3", "boot_id": "gone"})
+    del world.peers.running["h3"]
+    beat(world, "h3", 7)
+    with pytest.raises(FtkvmError) as caught:
+        world.service.start("vm1", "h2")
+    assert caught.value.code == "FTKVM-109"
+    world.peers.roles = {"h1": "coordinator"}
+    assert refused(world, "h3") == "FTKVM-202"
+    world.service.remove_host("h3", dead=True)
+    config = world.ctx.cluster.current(fresh=True)
+    assert config.removed == {"h3": "gone"} and cluster_of(config, None).removed == {"h3": "gone"}
+    world.service.start("vm1", "h2")
+    assert world.peers.started == [("h2", "/v1/local/vms/u1/start")]
+    again = {"name": "h3", "management": "10.0.0.3", "ft": "10.1.0.3", "migration": "10.2.0.3"}
+    joined = join(world.ctx.datastore, {"cluster": "lab", "id": None, "first": False, "datastore": "/", "host": again})
+    assert "h3" in joined.hosts and joined.removed == {}
+
+
+def test_a_silent_host_whose_heartbeat_moves_is_not_dead(world: World) -> None:
+    world.peers.roles = {"h1": "coordinator"}
+    del world.peers.running["h3"]
+    beat(world, "h3", 7)
+    later = threading.Timer(1.0, beat, (world, "h3", 8))
+    later.start()
+    assert refused(world, "h3", dead=True) == "FTKVM-264"
+    later.join()
+
+
+def test_a_dead_host_of_a_cluster_without_ha_has_no_boot_to_note(world: World) -> None:
+    world.set(ha__enabled="off")
+    del world.peers.running["h3"]
+    world.service.remove_host("h3", dead=True)
+    assert world.ctx.cluster.current(fresh=True).removed == {}
 
 
 def test_a_damaged_record_stops_its_own_vm_only(world: World) -> None:

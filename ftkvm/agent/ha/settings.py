@@ -35,6 +35,7 @@ def cluster_of(config: ClusterConfig, gateway: str | None) -> Cluster:
         fenceable=frozenset(name for name, entry in config.hosts.items() if entry.fence),
         failover_host=failover_host(config.settings),
         settings=ha_settings(config.settings, gateway),
+        removed=config.removed,
     )
 
 

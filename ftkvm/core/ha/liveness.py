@@ -182,9 +182,14 @@ def gone(
     """Why nothing that this boot of the host ran can write any more; None: it can, or nothing proves that it cannot.
 
     ``boot_id`` "": whichever. ``over``: see :func:`boots_over`. ``ordinary``: it is no copy of a pair.
+
+    safety: an operator's word counts for the one boot it was said of: who has not read yet that the host was added
+    again takes nothing from its next one. And it counts for nothing while that host writes heartbeats.
     """
     if (host, boot_id) in over:
         return f"{host} was booted again"
+    if boot_id and removed_boots(desk, windows).get(host) == boot_id:
+        return f"{host} was removed from the cluster as dead"
     there = windows.boot_id(host)
     if there is None or boot_id not in (there, ""):
         return None
@@ -193,6 +198,15 @@ def gone(
     if liveness.dead.get(host) == there:
         return liveness.views[host].why if host in liveness.views else f"{host} is dead"
     return _stopped_by_itself(liveness, desk, windows, host) if ordinary else None
+
+
+def removed_boots(desk: Desk, windows: Windows) -> dict[str, str]:
+    """The hosts that were removed as dead, and are as still as that; with the boot that is over."""
+    still = 3 * desk.settings.interval_ms
+    return {
+        host: boot for host, boot in desk.seen.cluster.removed.items()
+        if host not in windows.by_host or windows.still_ms(host) >= still
+    }  # fmt: skip
 
 
 def _stopped_by_itself(liveness: Liveness, desk: Desk, windows: Windows, host: str) -> str | None:

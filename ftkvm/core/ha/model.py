@@ -237,6 +237,7 @@ class Cluster:
     fenceable: frozenset[str] = frozenset()
     failover_host: str | None = None  # das.defaultfailoverhost, or the admission policy's
     settings: HaSettings = field(default_factory=HaSettings)
+    removed: Mapping[str, str] = field(default_factory=dict)  # hosts removed as dead: the boot that is over
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ def _find_lost(restarts: Restarts, desk: Desk, windows: Windows, liveness: Liven
     # A boot counts as over only by a heartbeat read after the VMs: one more look when that has come.
     after = windows.asked_ms is not None and windows.asked_ms >= restarts.seen_ms
     key = (restarts.asked_ms, states, boots, said, dict(liveness.dead), dict(liveness.fenced), after,
-           desk.seen.boot_id, desk.settings.host_monitoring)  # fmt: skip
+           desk.seen.boot_id, desk.settings.host_monitoring, living.removed_boots(desk, windows))  # fmt: skip
     timed = any(each.after_ms is not None for each in restarts.lost)
     if key == restarts.lost_key and not timed:
         return restarts

@@ -128,6 +128,7 @@ FAULTS: dict[str, tuple[int, str, Act, Act]] = {
     "boot": (0, "host", World.start, _nothing),
     "all-agents": (0, "host", _all_agents, _nothing),
     "monitoring-off": (2, "host", _monitoring(False), _monitoring(True)),
+    "remove-dead": (0, "host", World.remove_dead, World.add),
 }
 FIRST_MS, LAST_MS = 20_000, 120_000
 

@@ -53,6 +53,7 @@ class World:
         self.qemus = Hypervisors()
         self.agents: dict[str, Agent] = {}
         self.maintenance: set[str] = set()
+        self.removed: dict[str, str] = {}  # hosts taken out as dead, with the boot of their last heartbeat
         self.settings = shape.settings
         self.cut: set[tuple[str, str, str]] = set()  # (from, to, network); "*" is everybody, GATEWAY the gateway
         self.gateway_answers = True
@@ -82,11 +83,12 @@ class World:
     def cluster(self) -> m.Cluster:
         if self._cluster is None:
             self._cluster = m.Cluster(
-                tuple(self.hosts),
+                tuple(name for name in self.hosts if name not in self.removed),
                 frozenset(self.maintenance),
                 frozenset(self.shape.fences),
                 self.shape.failover_host,
                 self.settings,
+                dict(self.removed),
             )
         return self._cluster
 
@@ -265,6 +267,17 @@ class World:
 
     def set_maintenance(self, name: str, on: bool) -> None:
         (self.maintenance.add if on else self.maintenance.discard)(name)
+        self.changed()
+
+    def remove_dead(self, name: str) -> None:
+        """``ftkvm host remove --dead``."""
+        heartbeat = self.storage.files.heartbeats.get(name)
+        self.removed[name] = heartbeat.boot_id if heartbeat is not None else ""
+        self.changed()
+
+    def add(self, name: str) -> None:
+        """``ftkvm host add`` of a host that was removed."""
+        self.removed.pop(name, None)
         self.changed()
 
     def set_settings(self, **changed: object) -> None:
