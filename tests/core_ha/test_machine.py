@@ -419,6 +419,20 @@ def test_five_failed_attempts_with_a_doubling_pause_then_it_is_given_up() -> Non
     assert one.status is not None and "given up after 5 attempts" in one.status.waiting[0].why
 
 
+def test_a_failed_attempt_that_was_read_before_its_end_was_heard_counts_once() -> None:
+    """The host that tried notes it on the datastore first; its answer comes later, and may come after a read."""
+    one = coordinator()
+    one.vm("vm1", None)
+    one.until(lambda: one.starts)
+    one.vms["vm1"] = replace(one.vms["vm1"], failed_attempts=1)
+    one.run(5)
+    assert len(one.starts) == 1
+    one.ended.append(m.Ended(one.starts[0][1], m.Result.FAILED, None, "FTKVM-106"))
+    one.until(lambda: len(one.starts) == 2)
+    assert one.starts[1][1].attempt == 2
+    assert [event.detail["attempt"] for _, event in one.events if event.kind == "restart-failed"] == [1]
+
+
 def test_an_attempt_that_met_another_owner_does_not_count() -> None:
     one = coordinator()
     one.vm("vm1", None)

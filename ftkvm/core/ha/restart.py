@@ -164,7 +164,7 @@ def _start_ended(restarts: Restarts, desk: Desk, placed: Placed, ended: Ended) -
 def _failed(before: Try, desk: Desk, start: StartVm, said: str) -> Try:
     """A failed attempt: try again after a pause that doubles, elsewhere if possible, so many times."""
     settings = desk.settings
-    attempts = before.attempts + 1
+    attempts = max(before.attempts, start.attempt)  # its host noted it before it answered: read and counted already?
     pause = min(settings.retry_most_ms, settings.retry_first_ms * 2 ** (attempts - 1))
     after = replace(before, attempts=attempts, next_ms=desk.now + pause, why=said,
                     failed_on=(*before.failed_on, start.host)[-3:])  # fmt: skip
