@@ -404,6 +404,8 @@ CATALOGUE: dict[str, Message] = dict(
            "Mend the cause and run `ftkvm cluster upgrade-plan --execute` again: it goes on with this step. `--forget` gives the plan up."),
         _m("FTKVM-664", "host {host} is not well {timeout_s} s after its upgrade: {detail}", "Its agent does not answer, or says what is wrong with it.",
            "Look at the host: `systemctl status ftkvm-agent ftkvm-keeper`, `ftkvm host list`."),
+        _m("FTKVM-665", "host {host} cannot be emptied: there is nowhere to go for {vms}", "Looked at before anything was touched; the host is as it was. {reasons}",
+           "Add a host or free memory on one; or stop the VM; a VM with FT on can be disabled meanwhile (`ftkvm disable VM`, later `ftkvm enable VM`) and then goes live to its other host."),
         _m("FTKVM-709", "`{command}` failed: {detail}", "A command the lab relies on did not do its work.",
            "Read its words above; `ftkvm lab down` and `ftkvm lab up` bring the lab back from any state."),
         _m("FTKVM-710", "waited {timeout_s} s in vain for {what}", "Something of the lab hangs, or the machine is overloaded.",

@@ -142,6 +142,11 @@ class Migration:
     def __init__(self, ctx: AgentContext, vms: Vms, record: VmRecord, target: str) -> None:
         self._ctx, self._vms, self._record, self._target = ctx, vms, record, target
 
+    @property
+    def target(self) -> str:
+        """The host it goes to."""
+        return self._target
+
     def require(self) -> None:
         """Everything that can be known beforehand.
 

@@ -2,7 +2,7 @@
 
 import logging
 import xml.etree.ElementTree as ET
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
@@ -15,7 +15,7 @@ from ..adapters.host_view import mixed_group, own_cpu
 from ..catalogue import FtkvmError
 from ..core.facts import DatastoreState
 from ..core.ha.settings import kept_empty
-from ..core.placement import HostFacts, VmNeeds, choose_secondary
+from ..core.placement import HostFacts, Refusal, VmNeeds, choose_secondary
 from ..core.versions import dotted
 from ..keeper.client import KeeperClient
 from .context import AgentContext
@@ -100,13 +100,15 @@ def choose_for(ctx: AgentContext, needs: VmNeeds, wanted: str | None, exclude: C
     ruled_out += [kept] if kept and wanted is None else []
     choice = choose_secondary(facts, needs, ruled_out)
     if choice.host is None:
-        reasons = "; ".join(
-            f"{host}: {', '.join(why)}"
-            for host, why in choice.refusals.items()
-            if host != ctx.host and (wanted is None or host == wanted)
-        )
-        raise FtkvmError("FTKVM-404", vm=needs.name, reasons=reasons or "this is the only host")
+        shown = choice.refusals if wanted is None else {wanted: choice.refusals.get(wanted, ())}
+        raise no_place(needs, {host: why for host, why in shown.items() if host != ctx.host})
     return choice.host
+
+
+def no_place(needs: VmNeeds, refusals: Mapping[str, tuple[Refusal, ...]]) -> FtkvmError:
+    """FTKVM-404: no host fits, with each one's reasons."""
+    reasons = "; ".join(f"{host}: {', '.join(why)}" for host, why in refusals.items())
+    return FtkvmError("FTKVM-404", vm=needs.name, reasons=reasons or "this is the only host")
 
 
 def bridges(xml: str) -> frozenset[str]:

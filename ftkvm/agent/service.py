@@ -1,7 +1,6 @@
 """What the cluster can be asked through any agent: finds where a VM runs, and hands the work to the agent there."""
 
 import logging
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -12,9 +11,10 @@ from ftkvm.agent.attempts import forget_failed, note_failed
 from ftkvm.agent.configuration import publish
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.convert import Converting, planned, require_not_wanted
+from ftkvm.agent.evacuation import Evacuation, listed
 from ftkvm.agent.failovers import history_of
 from ftkvm.agent.gather import Answers, gather
-from ftkvm.agent.migrate import MIGRATE_TIMEOUT_S, Migration
+from ftkvm.agent.migrate import Migration
 from ftkvm.agent.operations import Operation, Operations
 from ftkvm.agent.placing import hosts_facts
 from ftkvm.agent.records import PairStore
@@ -27,6 +27,7 @@ from ftkvm.core.checks.mend import on_new_images
 from ftkvm.core.ha.model import OwnerWhy, Role
 from ftkvm.core.ha.settings import in_force, kept_empty
 from ftkvm.core.move import choose
+from ftkvm.core.placement import HostFacts
 from ftkvm.core.states import FtReason, FtState, StateRow, row_of
 from ftkvm.ports import CorruptFile, DatastoreError, Json, Progress
 
@@ -55,6 +56,13 @@ class Service:
         self.vms = vms
         self.operations = operations
         self.admission = Admission(ctx, vms, self.places, self._may_run)
+        self._evacuation = Evacuation(
+            ctx, vms,
+            migration=lambda record, facts: self._migration(record, None, facts),
+            begin=lambda record: self._begin_migration(record, None),
+            move_secondary=lambda name: self.move_secondary(name, None),
+            operation=self.operation,
+        )  # fmt: skip
 
     # what is there
 
@@ -240,11 +248,12 @@ class Service:
     def maintenance(self, name: str, *, on: bool) -> Json:
         """Mark a host for maintenance and move its VMs off (the operation is returned), or bring it back.
 
-        :raises FtkvmError: FTKVM-201, FTKVM-657 it is not in maintenance, FTKVM-202 it does not answer, FTKVM-606
+        :raises FtkvmError: FTKVM-201, FTKVM-657 it is not in maintenance, FTKVM-202 it does not answer, FTKVM-606,
+            FTKVM-665 a VM of it has nowhere to go: nothing is changed
         """
         config, entry = self._known_host(name)
-        if on and not entry.maintenance:
-            self._ctx.peers.call(name, "GET", "/v1/health", None, 3.0)
+        if on:
+            self._require_evacuable(name)
         if not on and not entry.maintenance:
             raise FtkvmError("FTKVM-657", host=name)
         if entry.maintenance != on:
@@ -252,6 +261,17 @@ class Service:
         if not on:
             return {"host": name, "maintenance": False}
         return self._ctx.peers.call(name, "POST", "/v1/local/evacuate", {}, _HAND_OVER_TIMEOUT_S)
+
+    def _require_evacuable(self, name: str) -> None:
+        try:
+            found = self._ctx.peers.call(name, "GET", "/v1/local/evacuation", None, _HAND_OVER_TIMEOUT_S)["obstacles"]
+        except FtkvmError as error:
+            if error.code != "FTKVM-901":
+                raise
+            log.info("%s has an older agent, and is not asked what keeps it from being emptied: %s", name, error)
+            return
+        if found:
+            raise FtkvmError("FTKVM-665", host=name, vms=", ".join(found), reasons=listed(found))
 
     def _known_host(self, name: str) -> tuple[ClusterConfig, HostEntry]:
         """The configuration as the datastore has it now, and a host of it.
@@ -500,52 +520,38 @@ class Service:
             return self.operations.start(
                 "migrate", record.name, record.uuid, lambda progress: life.move(record.uuid, to, progress)
             )
+        migration = self._migration(record, to)
+        return self.operations.start("migrate", record.name, record.uuid, migration.run)
+
+    def _migration(self, record: VmRecord, to: str | None, facts: list[HostFacts] | None = None) -> Migration:
+        """The live migration of an ordinary VM, with its target chosen and everything checked that can be beforehand.
+
+        ``facts``: of the hosts, if they were just asked.
+
+        :raises FtkvmError: FTKVM-655 no host can take it, and what :meth:`Migration.require` and admission raise
+        """
         target = to
         if target is None:
             xml = self._ctx.libvirt.xml(record.uuid)
             kept = kept_empty(self._ctx.cluster.current().settings)
-            target, why = choose([each for each in hosts_facts(self._ctx) if each.name != kept], self._ctx.host, xml)
+            there = hosts_facts(self._ctx) if facts is None else facts
+            target, why = choose([each for each in there if each.name != kept], self._ctx.host, xml)
             if target is None:
                 reasons = "; ".join(f"{host}: {', '.join(each)}" for host, each in why.items())
                 raise FtkvmError("FTKVM-655", vm=record.name, reasons=reasons or "this is the only host")
-        migration = Migration(self._ctx, self.vms, record, target or self._ctx.host)
+        migration = Migration(self._ctx, self.vms, record, target)
         migration.require()
-        self.admission.require_migration(record, target or self._ctx.host)
-        return self.operations.start("migrate", record.name, record.uuid, migration.run)
+        self.admission.require_migration(record, target)
+        return migration
+
+    def obstacles_here(self) -> Json:
+        """What would keep this host from being emptied: per VM why it has nowhere to go."""
+        return {"obstacles": self._evacuation.obstacles()}
 
     def evacuate_here(self) -> Json:
         """Begin to move all VMs off this host, which is marked for maintenance."""
         host = self._ctx.host
-        return asdict(self.operations.start("evacuate", host, f"host:{host}", self._evacuate))
-
-    def _evacuate(self, progress: Progress) -> None:
-        known = {record.uuid: record for record in self.vms.records()}
-        local = self.vms.local()
-        todo = [entry for entry in local if entry["uuid"] in known]
-        unread = [(entry, self.vms.corrupt.get(str(entry["uuid"]))) for entry in local]
-        failed = {str(entry["name"]): error.text for entry, error in unread if error is not None}
-        for number, entry in enumerate(todo, 1):
-            record = known[str(entry["uuid"])]
-            secondary = record.ft_enabled and entry["role"] == "secondary"
-            progress(number, len(todo), f"moving {'the secondary of ' if secondary else ''}{record.name}")
-            try:
-                self._move_off(record, secondary=secondary)
-            except FtkvmError as error:
-                failed[record.name] = error.text
-        if failed:
-            reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
-            raise FtkvmError("FTKVM-658", host=self._ctx.host, vms=", ".join(failed), reasons=reasons)
-
-    def _move_off(self, record: VmRecord, *, secondary: bool) -> None:
-        """Migrate a VM off this host and wait for it: an ordinary one live, a primary by failover, a secondary anew."""
-        begun = self.move_secondary(record.name, None) if secondary else asdict(self._begin_migration(record, None))
-        deadline = time.monotonic() + MIGRATE_TIMEOUT_S + 60.0
-        while (now := self.operation(str(begun["id"])))["state"] == "running":
-            if time.monotonic() > deadline:
-                raise FtkvmError("FTKVM-902", what=f"migration of {record.name}", seconds=MIGRATE_TIMEOUT_S)
-            time.sleep(0.2)
-        if now["error"]:
-            raise FtkvmError.from_json(now["error"])
+        return asdict(self.operations.start("evacuate", host, f"host:{host}", self._evacuation.run))
 
     # helpers
 

@@ -68,6 +68,11 @@ def router(service: Service) -> APIRouter:
         """Define a VM in this host's libvirt, and have the cluster forget it."""
         return service.vms.unregister(uuid).to_json()
 
+    @routes.get("/evacuation")
+    def evacuation() -> Json:
+        """What would keep this host from being emptied."""
+        return service.obstacles_here()
+
     @routes.post("/evacuate")
     def evacuate() -> Json:
         """Move all VMs off this host."""

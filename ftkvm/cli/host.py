@@ -86,7 +86,10 @@ def enter(name: str, output: str) -> None:
     reporter = Reporter(output)
     client = AgentClient()
     done = client.wait(client.call("POST", f"/v1/hosts/{quote(name)}/maintenance", {"on": True}, 30.0), reporter)
-    reporter.result(done, f"Host {name} is in maintenance and runs no VM of the cluster.")
+    moves = (done.get("result") or {}).get("moves", [])
+    notes = [f" VM {move['vm']} ran unprotected for {move['unprotected_s']:.1f} s."
+             for move in moves if move["unprotected_s"]]  # fmt: skip
+    reporter.result(done, f"Host {name} is in maintenance and runs no VM of the cluster.{''.join(notes)}")
 
 
 @maintenance.command(name="exit")

@@ -1,0 +1,234 @@
+"""Maintenance of a host: what would keep it from being emptied is told before anything is touched."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from ftkvm.adapters.datastore import DirectoryDatastore
+from ftkvm.agent import vm_file
+from ftkvm.agent.cluster import ClusterReader, commit_config
+from ftkvm.agent.context import AgentContext
+from ftkvm.agent.evacuation import unprotected_s
+from ftkvm.agent.operations import Operations
+from ftkvm.agent.records import CopyPlace, PairDoc, PairStore
+from ftkvm.agent.service import Service
+from ftkvm.agent.vms import VmRecord, Vms
+from ftkvm.agent.workers import Workers
+from ftkvm.catalogue import FtkvmError
+from ftkvm.config import ClusterConfig, HostConfig, HostEntry, Paths
+from ftkvm.core.reasons import Reason
+from ftkvm.ports import Json, PeerUnreachable, Progress
+
+XML = """<domain><name>{name}</name><memory unit='KiB'>1048576</memory><devices>
+<interface type='bridge'><source bridge='br-vm'/></interface></devices></domain>"""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain as libvirt sees it."""
+
+    uuid: str
+    name: str
+    state: str = "running"
+    active: bool = True
+    persistent: bool = False
+
+
+@dataclass
+class Libvirt:
+    """The QEMUs of host h1."""
+
+    running: dict[str, Domain] = field(default_factory=dict)
+
+    def domains(self) -> list[Domain]:
+        return list(self.running.values())
+
+    def domain(self, uuid: str) -> Domain | None:
+        return self.running.get(uuid)
+
+    def xml(self, uuid: str) -> str:
+        return XML.format(name=self.running[uuid].name)
+
+
+class Life:
+    """What the PairManager does with a pair's copy: noted, and measured by nobody's clock."""
+
+    def __init__(self) -> None:
+        self.moved: list[str] = []
+
+    def move(self, uuid: str, to: str | None, progress: Progress) -> Json:
+        progress(1, 1, "failing over")
+        self.moved.append(uuid)
+        return {"vm": uuid, "to": "h2", "reprotect_s": 4.25, "unprotected_s": 0.0}
+
+
+@dataclass
+class Pairs:
+    """The PairManager: which main copies are here."""
+
+    life: Life
+    main: set[str] = field(default_factory=set)
+
+    def status(self, uuid: str | None) -> list[dict[str, Any]]:
+        return [{"uuid": each} for each in sorted(self.main)]
+
+
+@dataclass
+class Cluster:
+    """Three hosts as h1 sees them: h1 is real, the others are what they say."""
+
+    datastore: DirectoryDatastore
+    libvirt: Libvirt
+    free_mb: dict[str, int]
+    operations: Operations
+    pairs: Pairs
+    reader: ClusterReader
+    service: Service = field(init=False)
+    old_agent: bool = False
+
+    def call(self, host: str, method: str, path: str, json: Json | None = None, timeout_s: float = 5.0) -> Json:
+        if host not in self.free_mb:
+            raise PeerUnreachable("FTKVM-202", host=host, detail="made up")
+        if path == "/v1/peer/facts":
+            return {"datastore": "ok", "qemu_version": "11.1.3", "libvirt_version": "11.3.0", "cpu": "a", "ft_vms": 0,
+                    "free_memory_mb": self.free_mb[host], "bridges": ["br-vm"]}  # fmt: skip
+        if path == "/v1/local/vms":
+            return {"vms": self.service.vms.local() if host == "h1" else []}
+        if path == "/v1/health":
+            return {"error": None, "cpu_mhz": 9000, "memory_mb": 9728, "vms": 0, "bridges": ["br-vm"], "age_ms": 1}
+        assert host == "h1", (host, path)
+        if path == "/v1/local/evacuation":
+            if self.old_agent:
+                raise FtkvmError("FTKVM-901", detail="Not Found")
+            return self.service.obstacles_here()
+        assert path == "/v1/local/evacuate"
+        return self.service.evacuate_here()
+
+    def vm(self, number: int, secondary: str | None = None, primary: str = "h1", *, decided: bool = False) -> str:
+        """A VM that has a copy on h1; with ``secondary``, one of a pair."""
+        uuid, name = f"u{number}", f"vm{number}"
+        record = VmRecord(uuid, name, secondary is not None, {}, {})
+        vm_file.create(self.datastore, uuid, record.to_json())
+        self.datastore.replace_text(f"vms/{uuid}/domain.xml", XML.format(name=name))
+        self.libvirt.running[uuid] = Domain(uuid, name)
+        store = PairStore(self.datastore, uuid)
+        if secondary is not None:
+            store.create(PairDoc(uuid, name, 1, CopyPlace(primary, {}, "b"), CopyPlace(secondary, {}, "b"), 1))
+            if decided:
+                store.arbitrate(1, primary, "b", Reason.MOVED)
+            if primary == "h1":
+                self.pairs.main.add(uuid)
+        return name
+
+    def enter(self) -> Json:
+        begun = self.service.maintenance("h1", on=True)
+        deadline = time.monotonic() + 5
+        while self.service.operation(str(begun["id"]))["state"] == "running":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return self.service.operation(str(begun["id"]))
+
+    def refused(self) -> FtkvmError:
+        """Entering maintenance is refused, and nothing has changed."""
+        before = {str(path): path.read_bytes() for path in self.datastore.root.rglob("*") if path.is_file()}
+        with pytest.raises(FtkvmError) as caught:
+            self.service.maintenance("h1", on=True)
+        assert before == {str(path): path.read_bytes() for path in self.datastore.root.rglob("*") if path.is_file()}
+        assert not self.reader.current(fresh=True).hosts["h1"].maintenance
+        assert self.operations.all_running() == []
+        assert self.pairs.life.moved == []
+        assert caught.value.code == "FTKVM-665" and caught.value.remedy
+        return caught.value
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    datastore = DirectoryDatastore(tmp_path / "ds", "h1")
+    datastore.root.mkdir()
+    datastore.initialise()
+    hosts = {name: HostEntry(name, f"10.0.0.{n}", f"10.1.0.{n}", f"10.2.0.{n}")
+             for n, name in enumerate(("h1", "h2", "h3"), 1)}  # fmt: skip
+    assert commit_config(datastore, ClusterConfig(1, "lab", hosts, {}))
+    workers = Workers()
+    operations = Operations("h1", workers, tmp_path / "operations")
+    operations.load()
+    reader = ClusterReader(datastore, workers, tmp_path / "cache.json")
+    made = Cluster(datastore, Libvirt(), dict.fromkeys(hosts, 4096), operations, Pairs(Life()), reader)
+    config = HostConfig("h1", "10.0.0.1", "10.1.0.1", "10.2.0.1", datastore.root, paths=Paths(tmp_path))
+    ctx = AgentContext(config, "boot", datastore, made, cast(Any, made.libvirt), workers, reader)
+    ctx.extras["pairs"] = made.pairs
+    made.service = Service(ctx, Vms(ctx, operations), operations)
+    yield made
+
+
+def test_a_pair_whose_copy_leaves_needs_a_third_host(cluster: Cluster) -> None:
+    cluster.vm(1, secondary="h2")
+    del cluster.free_mb["h3"]
+    error = cluster.refused()
+    assert error.text.endswith("vm1")
+    assert "h3: not-alive" in error.cause and "h2: primary-host" in error.cause
+
+
+@pytest.mark.parametrize(("primary", "secondary"), [("h1", "h2"), ("h2", "h1")])
+def test_the_new_secondary_needs_twice_the_memory_whichever_copy_leaves(
+    cluster: Cluster, primary: str, secondary: str
+) -> None:
+    cluster.vm(1, secondary=secondary, primary=primary)
+    assert cluster.service.obstacles_here() == {"obstacles": {}}
+    cluster.free_mb["h3"] = 2047
+    assert "h3: memory" in cluster.refused().cause
+
+
+def test_two_pairs_do_not_both_count_on_the_same_room(cluster: Cluster) -> None:
+    cluster.vm(1, secondary="h2")
+    cluster.vm(2, secondary="h2")
+    cluster.free_mb["h3"] = 4095
+    assert cluster.refused().text.endswith("vm2")
+    cluster.free_mb["h3"] = 4096
+    assert cluster.service.obstacles_here() == {"obstacles": {}}
+
+
+def test_a_vm_with_ft_on_that_has_no_pair_is_not_moved(cluster: Cluster) -> None:
+    cluster.vm(1, secondary="h2", decided=True)
+    assert "not protected now" in cluster.refused().cause
+
+
+def test_an_ordinary_vm_that_fits_nowhere_keeps_the_others_where_they_are(cluster: Cluster) -> None:
+    cluster.vm(1, secondary="h2")
+    cluster.vm(2)
+    cluster.free_mb["h2"] = cluster.free_mb["h3"] = 100
+    cluster.free_mb["h3"] = 2048  # for the secondary only
+    assert "vm2: no host can take VM vm2" in cluster.refused().cause
+
+
+def test_what_leaves_is_told_with_what_it_cost(cluster: Cluster) -> None:
+    cluster.vm(1, secondary="h2")
+    found = cluster.enter()
+    assert (found["state"], cluster.pairs.life.moved) == ("done", ["u1"])
+    assert found["result"] == {"moves": [{"vm": "vm1", "what": "primary", "unprotected_s": 4.25}]}
+    assert cluster.reader.current(fresh=True).hosts["h1"].maintenance
+
+
+def test_an_agent_of_an_older_version_is_not_asked(cluster: Cluster) -> None:
+    """In the middle of a rolling upgrade: it looks at each VM when it moves it."""
+    cluster.old_agent = True
+    assert cluster.enter()["state"] == "done"
+
+
+def test_the_place_is_looked_at_again_before_each_copy_leaves(cluster: Cluster) -> None:
+    cluster.vm(1, secondary="h2")
+    cluster.old_agent = True
+    del cluster.free_mb["h3"]
+    found = cluster.enter()
+    assert (found["state"], found["error"]["code"], cluster.pairs.life.moved) == ("failed", "FTKVM-658", [])
+
+
+def test_what_was_measured_of_each_kind_of_move() -> None:
+    assert unprotected_s("secondary", {"unprotected_s": 3.5}) == 3.5
+    assert unprotected_s("primary", {"unprotected_s": 0.0, "reprotect_s": 4.5}) == 4.5
+    assert unprotected_s("primary", {"reprotect_s": None}) is None
+    assert unprotected_s("live", {}) is None
