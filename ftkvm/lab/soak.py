@@ -33,7 +33,7 @@ HOSTS = tuple(names.host_names(3))
 
 
 def make_stage(say: Say) -> Stage:
-    """The lab with its first three hosts as one cluster; what is there is used as it is.
+    """The lab with its first three hosts as one cluster; what is there is used, with the agent of this very tree.
 
     Hosts that are all off were left by an earlier boot of this machine, or by a run that broke off; of a cluster of
     theirs only the papers are left. Everything then begins afresh.
@@ -49,8 +49,9 @@ def make_stage(say: Say) -> Stage:
     missing = set(HOSTS) - set(Home(stage.home).load().hosts)
     if missing:
         raise FtkvmError("FTKVM-710", what=f"{', '.join(sorted(missing))} to be in the cluster", timeout_s="0")
-    for name in HOSTS:  # after `ftkvm lab up` their agents may still be starting
+    for name in HOSTS:  # after `ftkvm lab up` their agents may still be starting, and be of another tree
         stage.wait_usable(name)
+        stage.ftkvm("host", "add", name)
     return stage
 
 
