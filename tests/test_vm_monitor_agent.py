@@ -66,6 +66,7 @@ class World:
         self.monitoring_is: Monitoring | None = CUSTOM
         self.entry: Json = {"uuid": "u1", "name": "vm1", "role": "solo", "state": "running"}
         self.obstacle_is = ""
+        self.forgotten: list[str] = []
         self.events: list[Event] = []
         self.datastore = DirectoryDatastore(root, "host1")
         self.datastore.initialise()
@@ -96,6 +97,9 @@ class World:
 
     def life(self, name: str) -> Life | None:
         return Life("1-1", 0)
+
+    def forget(self, uuid: str) -> None:
+        self.forgotten.append(uuid)
 
     def tell(self, event: Event) -> None:
         self.events.append(event)
@@ -308,3 +312,8 @@ def test_resets_that_another_host_made_meanwhile_count(world: World) -> None:
     hang(world, 20)
     assert world.guests.pressed == 0
     assert world.status()["state"] == "left-alone"
+
+
+def test_settings_that_were_changed_are_read_anew(world: World) -> None:
+    world.monitor.settings_changed("u1")
+    assert world.forgotten == ["u1"]

@@ -1,5 +1,6 @@
 """Settings of the cluster and of its VMs: shown, changed (all or none), checked; and what a loss of hosts would do."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftkvm.agent import vm_file
 from ftkvm.agent.admission import Admission, Now, room_of
+from ftkvm.agent.changed import coordinator, tell_hosts
 from ftkvm.agent.configuration import publish
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.gather import Answers
@@ -19,11 +21,12 @@ from ftkvm.core import ft_settings
 from ftkvm.core.ha import admission as rules_of
 from ftkvm.core.ha import budget, capacity, settings, whatif
 from ftkvm.core.ha.setting import BadSetting, Kind, Setting, Value
-from ftkvm.ports import Json
+from ftkvm.ports import CorruptFile, DatastoreError, Json
 
 if TYPE_CHECKING:
     from ftkvm.agent.service import Places
 
+log = logging.getLogger(__name__)
 _ATTEMPTS = 16
 
 
@@ -151,7 +154,8 @@ class ClusterSettings:
     def change_vm(self, name: str, words: Mapping[str, str]) -> Json:
         """Change a VM's FT (ft.*) and HA (ha.*) settings; all or none.
 
-        If somebody else changes the VM at the same time, everything is looked at again as it is then.
+        If somebody else changes the VM at the same time, everything is looked at again as it is then. The hosts that
+        act by the settings are told (``told``); one that does not answer (``not_told``) reads them in half a minute.
 
         :raises FtkvmError: FTKVM-114, FTKVM-637 a bad name or value, FTKVM-630 … 633 a reservation is too high,
             FTKVM-139 FT is on, and all memory is reserved (FT-11), FTKVM-260 others were faster each time
@@ -168,8 +172,17 @@ class ClusterSettings:
             store = PairStore(self._ctx.datastore, uuid)
             write = partial(store.set_settings, before, changed.ft_settings, changed.ha)
             if bounded(self._ctx, write, what):
-                return self._show_vm(changed)
+                return {**self._show_vm(changed), **self._tell(changed)}
         raise FtkvmError("FTKVM-260", vm=name)
+
+    def _tell(self, record: VmRecord) -> Json:
+        """Have it take effect at once: on the hosts that may run the VM, and on the one that would restart it."""
+        try:
+            hosts = self._vms.possible_hosts(record)
+        except (DatastoreError, CorruptFile) as error:  # it is written all the same
+            log.warning("%s: %s; its host is not told of its new settings", record.name, error)
+            hosts = set()
+        return tell_hosts(self._ctx, record.uuid, hosts | coordinator(self._ctx))
 
     def _changed(self, record: VmRecord, words: Mapping[str, str]) -> VmRecord:
         ha_words = {key: text for key, text in words.items() if key.startswith("ha.")}

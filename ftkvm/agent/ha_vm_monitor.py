@@ -63,6 +63,7 @@ class Surroundings(Protocol):
     def obstacle(self, entry: Json) -> str: ...
     def life(self, name: str) -> Life | None: ...
     def tell(self, event: Event) -> None: ...
+    def forget(self, uuid: str) -> None: ...
 
 
 class VmMonitor:
@@ -106,6 +107,10 @@ class VmMonitor:
         if event == "reset":
             with self._lock:
                 self._reset_seen.add(uuid)
+
+    def settings_changed(self, uuid: str) -> None:
+        """A VM's settings were written: the next look is by those."""
+        self._around.forget(uuid)
 
     def status(self, uuid: str) -> Json | None:
         """What the monitoring makes of a VM; None if it does not run here, or only as a secondary."""

@@ -233,6 +233,12 @@ class PairManager:
         with self._holding(worker, "protect"):
             return self._protect(worker, secondary, progress, enabling)
 
+    def settings_changed(self, vm_uuid: str) -> None:
+        """A VM's settings were written: its records are read now."""
+        worker = self.workers.get(vm_uuid)
+        if worker is not None:
+            worker.poller.wake()
+
     def protect_in_turn(self, worker: PairWorker, secondary: str, progress: Progress) -> PairDoc:
         """:meth:`protect` again, as a part of an operation that holds the lock."""
         return self._protect(worker, secondary, progress, enabling=False)

@@ -58,6 +58,10 @@ class RecordPoller:
         """The last reading; never blocks."""
         return self._records
 
+    def wake(self) -> None:
+        """Read soon; never waits."""
+        self._wake.set()
+
     def refresh(self, timeout_s: float = 2.0) -> bool:
         """Read now and wait for it; False when the datastore did not answer in time."""
         with self._done:

@@ -8,6 +8,7 @@ from ftkvm.adapters.power import AGENT_NAME
 from ftkvm.agent import ft_checks
 from ftkvm.agent.admission import Admission
 from ftkvm.agent.attempts import forget_failed, note_failed
+from ftkvm.agent.changed import read_again
 from ftkvm.agent.configuration import publish
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.convert import Converting, planned, require_not_wanted
@@ -552,6 +553,10 @@ class Service:
         """Begin to move all VMs off this host, which is marked for maintenance."""
         host = self._ctx.host
         return asdict(self.operations.start("evacuate", host, f"host:{host}", self._evacuation.run))
+
+    def settings_changed_here(self, uuid: str) -> Json:
+        """Somebody changed a VM's settings: this host's parts read them now."""
+        return read_again(self._ctx, uuid)
 
     # helpers
 

@@ -61,6 +61,10 @@ class HostSurroundings:
         found = vm_settings(settings, dict(document.get("ha") or {})).monitoring
         return found if in_force(settings)["ha.enabled"] else replace(found, enabled=False)
 
+    def forget(self, uuid: str) -> None:
+        """What is known of a VM is old."""
+        self._known.pop(uuid, None)
+
     def _document(self, uuid: str) -> Json | None:
         read_at, document = self._known.get(uuid, (float("-inf"), None))
         if time.monotonic() - read_at < _READ_EVERY_S:

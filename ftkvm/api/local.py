@@ -73,6 +73,11 @@ def router(service: Service) -> APIRouter:
         """What would keep this host from being emptied."""
         return service.obstacles_here()
 
+    @routes.post("/vms/{uuid}/settings-changed")
+    def settings_changed(uuid: str) -> Json:
+        """A VM's settings were written: read them now."""
+        return service.settings_changed_here(uuid)
+
     @routes.post("/evacuate")
     def evacuate() -> Json:
         """Move all VMs off this host."""

@@ -40,6 +40,7 @@ class Alone:
         self.ended: list[m.Ended] = []
         self.state: object = None
         self.status: m.Status | None = None
+        self.vms_changed_ms: int | None = None
         self._seen: dict[str, int] = {}
         self._pings: dict[str, int] = {}
 
@@ -81,7 +82,7 @@ class Alone:
         }
         seen = m.Seen(
             self.now, self.me, f"boot-{self.me}", self.cluster, beats, tuple(self.local), self.watchdog_ms, ended,
-            self.room[self.me],
+            self.room[self.me], self.vms_changed_ms,
         )  # fmt: skip
         turn = machine.start(seen) if self.state is None else machine.turn(self.state, seen)
         self.state, self.status = turn.state, turn.status

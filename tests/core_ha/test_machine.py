@@ -283,6 +283,20 @@ def test_an_isolation_response_changed_a_moment_ago_is_the_one_that_counts() -> 
     assert {stop.uuid for _, stop in one.stops} == {"vm2"}
 
 
+@pytest.mark.parametrize(("told", "reads"), [(True, 2), (False, 0)])
+def test_who_is_told_that_a_vm_was_changed_reads_it_once_and_at_once(told: bool, reads: int) -> None:
+    """Its own VMs, whose isolation response may be needed in a moment; and all, for it coordinates."""
+    one = coordinator()
+    one.vm("vm1", "h1")
+    one.run(65)
+    before = len(one.of(m.ReadVms))
+    one.vms_changed_ms = one.now + 400 if told else None
+    one.run(1)
+    assert len(one.of(m.ReadVms)) - before == reads
+    one.run(1)
+    assert len(one.of(m.ReadVms)) - before == reads
+
+
 def test_one_isolation_address_that_answers_is_enough() -> None:
     one = Alone()
     one.vm("vm1", "h1")

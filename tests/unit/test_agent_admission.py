@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from starlette.testclient import TestClient
 
 from ftkvm.adapters.datastore import DirectoryDatastore
 from ftkvm.agent import vm_file
@@ -19,12 +20,14 @@ from ftkvm.agent.cluster_view import ClusterView
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.ha.settings import cluster_of
 from ftkvm.agent.ha.store import HaStore
+from ftkvm.agent.health import Health
 from ftkvm.agent.join import join
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.power import write_power
 from ftkvm.agent.service import Places, Service
 from ftkvm.agent.vms import VmRecord, Vms
 from ftkvm.agent.workers import Workers
+from ftkvm.api.app import build_app
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.cluster import print_settings, print_validity, print_what_if
 from ftkvm.cli.output import Reporter
@@ -275,6 +278,53 @@ def test_two_who_set_a_vm_at_the_same_moment_both_do(world: World) -> None:
         assert record.ha == {"ha.restart_priority": wanted["ha.restart_priority"], "ha.vm_max_resets": number + 1}
         assert record.ft_settings == {"ft.checkpoint_max_ms": 500 + number}
         assert (vm_file.read(world.ctx.datastore, "u1") or {})["power"] == ("on" if number % 2 == 0 else "off")
+
+
+@dataclass
+class Part:
+    """A part of an agent that acts by VMs' settings; and HA's status."""
+
+    changed: list[str] = field(default_factory=list)
+
+    def settings_changed(self, uuid: str) -> None:
+        self.changed.append(uuid)
+
+    def status(self) -> Json:
+        return {"status": {"coordinator": "h3"}}
+
+
+def told(world: World) -> list[str]:
+    return [host for host, path in world.peers.asked if path == "/v1/local/vms/u1/settings-changed"]
+
+
+def test_the_host_that_runs_a_vm_is_told_of_its_settings(world: World) -> None:
+    """And the coordinator, which would restart it; the others have nothing to do with it."""
+    world.vm(1, "h2")
+    world.ctx.datastore.create_once("vms/u1/owner/0000001.json", {"host": "h2", "boot_id": "b"})
+    world.ctx.extras["ha"] = Part()
+    answer = world.settings.change_vm("vm1", {"ha.isolation_response": "leave-on"})
+    assert (answer["told"], answer["not_told"]) == (["h2", "h3"], [])
+    assert sorted(told(world)) == ["h2", "h3"]
+    del world.peers.running["h2"]
+    answer = world.settings.change_vm("vm1", {"ha.isolation_response": "power-off"})
+    assert (answer["told"], answer["not_told"]) == (["h3"], ["h2"])
+    assert world.vms.find("vm1").ha == {"ha.isolation_response": "power-off"}
+
+
+def test_a_refused_change_is_told_to_nobody(world: World) -> None:
+    world.vm(1, "h2")
+    world.ctx.datastore.create_once("vms/u1/owner/0000001.json", {"host": "h2", "boot_id": "b"})
+    with pytest.raises(FtkvmError):
+        world.settings.change_vm("vm1", {"ha.isolation_response": "perhaps"})
+    assert told(world) == []
+
+
+def test_who_is_told_has_every_part_read_again(world: World) -> None:
+    parts = {name: Part() for name in ("ha", "vm_monitor", "pairs")}
+    world.ctx.extras.update(parts)
+    client = TestClient(build_app(world.service, Health(world.ctx)))
+    assert client.post("/v1/local/vms/u1/settings-changed").json() == {"host": "h1"}
+    assert [part.changed for part in parts.values()] == [["u1"]] * 3
 
 
 def test_with_ft_on_the_memory_reservation_is_not_editable(world: World) -> None:

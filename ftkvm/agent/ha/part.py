@@ -14,7 +14,7 @@ from ftkvm.agent.ha.actions import Actions
 from ftkvm.agent.ha.beats import BeatBody, BeatPlan, BeatService
 from ftkvm.agent.ha.capacity import Needs, capacity
 from ftkvm.agent.ha.doer import Doer
-from ftkvm.agent.ha.guard import Bridge, Guard
+from ftkvm.agent.ha.guard import Bridge, Guard, now_ms
 from ftkvm.agent.ha.guest_off import GuestOff, host_goes_down
 from ftkvm.agent.ha.history import History
 from ftkvm.agent.ha.local import LocalVms
@@ -70,6 +70,7 @@ class HaPart:
         self._protected: frozenset[str] = frozenset()
         self._corrupt: frozenset[str] = frozenset()
         self._bridges: frozenset[str] = frozenset()
+        self._vms_changed_ms: int | None = None
         self._hardware = hardware()
         self._stop = threading.Event()
         self._beats = BeatService(
@@ -90,7 +91,13 @@ class HaPart:
         self._runner = HaRunner(
             machine,
             Surroundings(
-                ctx.host, ctx.boot_id, lambda: self._cluster, self._beats.table.seen, self._local.look, self._own
+                ctx.host,
+                ctx.boot_id,
+                lambda: self._cluster,
+                self._beats.table.seen,
+                self._local.look,
+                self._own,
+                lambda: self._vms_changed_ms,
             ),
             lambda wake: Doer(self._actions.job, wake, self._workers),
             Guard(bridge.watchdog, ctx.config.paths.run / "watchdog.json", bridge.hand_over),
@@ -237,6 +244,11 @@ class HaPart:
         self.history.tell(Event("guest-off", f"{uuid}: the guest switched itself off", self._ctx.host, uuid))
 
     # what others ask
+
+    def settings_changed(self, uuid: str) -> None:
+        """A VM's settings were written: the machine reads this host's VMs now, and on the coordinator all."""
+        self._vms_changed_ms = now_ms()
+        self._runner.wake()
 
     @property
     def guarded(self) -> bool:

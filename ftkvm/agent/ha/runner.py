@@ -52,6 +52,7 @@ class Surroundings:
     beats: Callable[[], dict[str, Beats]]
     local: Callable[[], tuple[LocalVm, ...]]
     own: Callable[[tuple[LocalVm, ...]], Beats]
+    vms_changed_ms: Callable[[], int | None] = lambda: None
 
 
 class HaRunner:
@@ -152,7 +153,7 @@ class HaRunner:
         own = self._at.own(self.local)
         seen = Seen(
             now, self._at.host, self._at.boot_id, cluster, self._at.beats(), self.local, self._guard.watchdog_ms, ended,
-            own.capacity if own.capacity is not None and own.capacity.compatible else None,
+            own.capacity if own.capacity is not None and own.capacity.compatible else None, self._at.vms_changed_ms(),
         )  # fmt: skip
         turn = self._machine.start(seen) if self._state is None else self._machine.turn(self._state, seen)
         self._state, self._status = turn.state, turn.status

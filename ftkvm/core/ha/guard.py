@@ -205,7 +205,10 @@ def _died(vm: Vm, desk: Desk) -> bool:
 
 
 def _read_own(guard: Guard, desk: Desk, here: frozenset[str], every_ms: int) -> Guard:
-    """Every half minute, or few seconds; sooner when a VM is new here, or missing for long enough to be believed."""
+    """Every half minute, or few seconds; sooner when a VM is new here, or missing for long enough to be believed.
+
+    At once when this host is told that one was changed: its isolation response may be needed in a moment.
+    """
     asked = guard.own_asked_ms
     strange = here - {vm.uuid for vm in guard.own}
     overdue = any(
@@ -215,6 +218,8 @@ def _read_own(guard: Guard, desk: Desk, here: frozenset[str], every_ms: int) -> 
     under_way = guard.own_under_way_ms
     if under_way is not None and desk.now - under_way < 2 * _GIVE_UP_MS:
         return guard
+    if desk.seen.changed_since(guard.own_last_ms):
+        every_ms = 0
     soon = (overdue or strange != guard.strangers) and desk.due(guard.own_last_ms, desk.settings.interval_ms)
     if soon or desk.due(guard.own_last_ms, every_ms):
         desk.ask(ReadVms(local=True, asked_ms=desk.now))

@@ -253,6 +253,11 @@ class Seen:
     watchdog_ms: int  # 0: none armed here
     ended: tuple[Ended, ...] = ()
     capacity: HostCapacity | None = None  # of this host, for placement; None: it takes no VMs
+    vms_changed_ms: int | None = None  # when this host was last told that a VM's settings were changed
+
+    def changed_since(self, asked_ms: int | None) -> bool:
+        """Whether VMs that were asked for then may have other settings now."""
+        return self.vms_changed_ms is not None and (asked_ms is None or asked_ms < self.vms_changed_ms)
 
 
 # --------------------------------------------------------------------------------------------------------- actions

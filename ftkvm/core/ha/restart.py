@@ -237,6 +237,7 @@ def _read(restarts: Restarts, desk: Desk, liveness: Liveness) -> Restarts:
     ready = any(each.proof for each in restarts.lost)
     every = _READ_SOON_MS if troubled or ready else _READ_EVERY_MS
     soon = stale and desk.due(restarts.last_ask_ms, desk.settings.interval_ms)
+    soon = soon or desk.seen.changed_since(restarts.last_ask_ms)
     if not soon and not desk.due(restarts.last_ask_ms, every):
         return restarts
     desk.ask(ReadVms(asked_ms=desk.now))
