@@ -1,6 +1,5 @@
 """What is there on a host: one shell script asks, pure parsers understand the answers."""
 
-import ipaddress
 import json
 import re
 import shlex
@@ -182,13 +181,3 @@ def parse_units(text: str) -> dict[str, tuple[str, str]]:
     """Unit → (enabled, active) as systemctl words them."""
     rows = (line.split() for line in text.splitlines())
     return {row[0]: (row[1] if len(row) > 2 else "", row[-1]) for row in rows if len(row) >= 2}
-
-
-def address_in(facts: HostFacts, network: str) -> str | None:
-    """The host's first address in a network (CIDR), or None."""
-    wanted = ipaddress.ip_network(network)
-    for address in facts.addresses:
-        interface = ipaddress.ip_interface(address)
-        if interface.ip in wanted:
-            return str(interface.ip)
-    return None

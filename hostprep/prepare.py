@@ -9,6 +9,7 @@ from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.client import AgentClient
 from ftkvm.config import HostConfig, HostEntry
+from ftkvm.core.joining import Machine, addresses_in, require_may_join
 from ftkvm.core.trust import Role
 from ftkvm.home import ClusterFile, Home
 from ftkvm.ports import Json
@@ -16,7 +17,7 @@ from hostprep import facts as facts_of
 from hostprep import package
 from hostprep.apply import Progress, apply
 from hostprep.facts import HostFacts
-from hostprep.joining import Member, members, require_may_join
+from hostprep.joining import machine_of, members
 from hostprep.plan import (
     CONFIG,
     Step,
@@ -73,7 +74,7 @@ def prepare(
         wish = make_wish(home, cluster, entry, found)
         require(found, wish)
         others = members(hosts(home)) if cluster.hosts and _is_new(entry, found) else []
-        require_may_join(entry.name, found, others)
+        require_may_join(machine_of(entry.name, found), others)
         steps = plan(found, wish)
         joined = cluster.hosts.get(entry.name) == entry.to_json() and not steps
         todo = steps if joined else [*steps, join_step(wish)]
@@ -98,12 +99,12 @@ def _is_new(entry: HostEntry, found: HostFacts) -> bool:
 
 def _apply(
     session: Session, todo: list[Step], progress: Progress, check: Callable[[], None], datastore: str,
-    others: list[Member],
+    others: list[Machine],
 ) -> None:  # fmt: skip
     def versions() -> None:
         installed = facts_of.gather(session, datastore, _file_names())
         require_versions(installed, session.target.host)
-        require_may_join(session.target.host, installed, others)
+        require_may_join(machine_of(session.target.host, installed), others)
 
     checks: dict[str, Callable[[], None]] = {"services": check}
     checks |= {step.name: versions for step in todo if step.name.startswith("packages")}
@@ -115,13 +116,8 @@ def host_entry(name: str, found: HostFacts, cluster: ClusterFile) -> HostEntry:
 
     :raises FtkvmError: FTKVM-212, it has none in one of them
     """
-    addresses = {}
-    for kind in ("management", "ft", "migration"):
-        network = getattr(cluster, f"{kind}_network")
-        address = facts_of.address_in(found, network)
-        if address is None:
-            raise FtkvmError("FTKVM-212", host=name, network=kind, cidr=network)
-        addresses[kind] = address
+    networks = {kind: getattr(cluster, f"{kind}_network") for kind in ("management", "ft", "migration")}
+    addresses = addresses_in(name, found.addresses, networks)
     return HostEntry(name, addresses["management"], addresses["ft"], addresses["migration"])
 
 

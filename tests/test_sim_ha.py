@@ -11,7 +11,7 @@ from ftkvm.sim.ha.scenario import load, play
 LIBRARY = Path(__file__).parent.parent / "scenarios" / "ha"
 ALL = sorted(path for path in LIBRARY.iterdir() if path.is_dir())
 SUMS = [path for path in ALL if "kind = " in (path / "cluster.toml").read_text()]
-IDS = [f"HA-{number:02}" for number in (*range(1, 21), 22, 25, 26, 27)]
+IDS = [f"HA-{number:02}" for number in (*range(1, 21), 22, 24, 25, 26, 27)]
 
 
 def test_the_library_is_large() -> None:
@@ -103,6 +103,14 @@ SHOWS = {
         r"vm1 .*: h2; owner 1 h2",
         r"vm5 .*: h2; owner 1 h2",
     ],
+    "override-disabled": [r"h1 +restart: vm7", r"h1 +restart: vm4", r"vm1 \(disabled\): nowhere"],
+    "joining-versions": [
+        r"refused: FTKVM-261: .*QEMU 11\.2",
+        r"refused: .*libvirt",
+        r"refused: .*ftkvm",
+        r"h1, h2, h3$",
+    ],
+    "joining-same-machine": [r"FTKVM-219", r"FTKVM-242", r"FTKVM-262", r"FTKVM-263"],
     "vm-monitoring-fourth": [r"1100\.0 left-alone \(3", r"3799\.9 left-alone \(3", r"3800\.0 reset"],
 }
 

@@ -22,12 +22,13 @@ from ftkvm.agent.workers import Workers
 from ftkvm.api.app import build_app
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostConfig, Paths
+from ftkvm.core.joining import Machine, require_may_join
 from ftkvm.core.versions import alike
 from ftkvm.home import ClusterFile, Home
 from ftkvm.ports import Json, PeerUnreachable
 from hostprep import facts as facts_of
 from hostprep.facts import HostFacts, parse
-from hostprep.joining import Member, members, require_may_join
+from hostprep.joining import machine_of, members
 from hostprep.plan import configuration
 from hostprep.prepare import prepare
 from hostprep.ssh import Result, Target
@@ -113,9 +114,9 @@ def new(**changed: object) -> HostFacts:
     return replace(facts, **changed)  # type: ignore[arg-type]
 
 
-def refused(facts: HostFacts, there: list[Member]) -> tuple[str, str]:
+def refused(facts: HostFacts, there: list[Machine]) -> tuple[str, str]:
     with pytest.raises(FtkvmError) as caught:
-        require_may_join("host3", facts, there)
+        require_may_join(machine_of("host3", facts), there)
     assert caught.value.cause and caught.value.remedy
     return caught.value.code, caught.value.text
 
@@ -123,10 +124,10 @@ def refused(facts: HostFacts, there: list[Member]) -> tuple[str, str]:
 def test_what_the_agents_tell_is_what_is_asked_for(cluster: Cluster) -> None:
     told = members(cluster.hosts())
     assert [each.name for each in told] == ["host1", "host2"]
-    assert told[0] == Member(
+    assert told[0] == Machine(
         "host1", "boot-host1", MACHINE, {"ftkvm": __version__, "QEMU": "11.1.3", "libvirt": "11.3.0"}
     )
-    require_may_join("host3", new(), told)
+    require_may_join(machine_of("host3", new()), told)
     del cluster.apis["host2"]
     assert [each.name for each in members(cluster.hosts())] == ["host1"]
 
@@ -150,13 +151,13 @@ def test_a_cluster_that_is_being_upgraded_takes_both(cluster: Cluster) -> None:
     one, two = members(cluster.hosts())
     upgraded = replace(two, versions={**two.versions, "QEMU": "11.2.0"})
     for qemu in ((11, 1, 0), (11, 2, 7)):
-        require_may_join("host3", new(qemu=qemu), [one, upgraded])
+        require_may_join(machine_of("host3", new(qemu=qemu)), [one, upgraded])
     assert refused(new(qemu=(11, 3, 0)), [one, upgraded])[0] == "FTKVM-261"
 
 
 def test_what_is_not_installed_or_not_told_is_not_compared(cluster: Cluster) -> None:
-    require_may_join("host3", new(qemu=(), libvirt=()), members(cluster.hosts()))
-    require_may_join("host3", new(qemu=(12, 0, 0), machine_id=""), [Member("host1", "", "", {})])
+    require_may_join(machine_of("host3", new(qemu=(), libvirt=())), members(cluster.hosts()))
+    require_may_join(machine_of("host3", new(qemu=(12, 0, 0), machine_id="")), [Machine("host1", "", "", {})])
 
 
 def test_a_machine_that_is_in_the_cluster_under_another_name(cluster: Cluster) -> None:

@@ -2,7 +2,7 @@
 
 ``cluster.toml`` describes the cluster (:func:`_shape`), ``script.txt`` has lines ``SECONDS WHAT WHOM [for SECONDS]``,
 ``expected.log`` is compared exactly. ``kind`` in ``cluster.toml`` chooses another player: sums of admission, settings
-or VM monitoring, which need no cluster (``sums``).
+or VM monitoring (``sums``), who may join, who takes a VM (``hosts``): those need no cluster.
 """
 
 import tomllib

@@ -9,6 +9,7 @@ from ftkvm.core.ha.capacity import HostRoom, Load, Rules, reckon
 from ftkvm.core.ha.model import Priority
 from ftkvm.core.ha.setting import BadSetting
 from ftkvm.core.ha.whatif import what_if
+from ftkvm.sim.ha.hosts import joining, migration
 
 Player = Callable[[dict[str, Any], tuple[str, ...]], Iterator[str]]
 
@@ -107,4 +108,10 @@ def _vm_monitor(cluster: dict[str, Any], script: tuple[str, ...]) -> Iterator[st
             yield f"{now_ms / 1000:10.1f} reset"
 
 
-PLAYERS: dict[str, Player] = {"admission": _admission, "settings": _settings, "vm-monitor": _vm_monitor}
+PLAYERS: dict[str, Player] = {
+    "admission": _admission,
+    "settings": _settings,
+    "vm-monitor": _vm_monitor,
+    "joining": joining,
+    "migration": migration,
+}
