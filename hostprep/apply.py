@@ -3,23 +3,13 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 from ftkvm.catalogue import FtkvmError
 from hostprep.plan import Step
-from hostprep.ssh import Result
+from hostprep.runner import Runner
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
-
-
-class Runner(Protocol):
-    """Where commands are run: :class:`hostprep.ssh.Session`."""
-
-    @property
-    def host(self) -> str: ...
-
-    def run(self, command: str, stdin: bytes = b"", timeout_s: float = 60.0) -> Result: ...
 
 
 def apply(session: Runner, steps: Sequence[Step], progress: Progress, checks: Mapping[str, Callable[[], None]]) -> None:

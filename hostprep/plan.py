@@ -12,11 +12,11 @@ from ftkvm.agent.join import entered
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig
 from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts
+from hostprep.journal import BEFORE, JOURNAL, begin, note_packages, record
 from hostprep.package import Package
 from hostprep.units import UNIT_FILES
 
 CONFIG = "/etc/ftkvm/agent.toml"
-_BEFORE = ".ftkvm-before"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the host shall have. ``files``: path → (content, mode); ``join`` is the document for ftkvm.agent.join."""
+    """What the host shall have. ``files``: path → (content, mode); ``join`` is the document for ftkvm.agent.join.
+
+    ``journal``: the directory on the host in which is kept what it was like before.
+    """
 
     host: str
     datastore: str
@@ -43,6 +46,7 @@ class Wish:
     files: Mapping[str, tuple[bytes, int]]
     ca_certificate: str
     join: Mapping[str, object]
+    journal: str = JOURNAL
 
 
 def require(facts: HostFacts, wish: Wish) -> None:
@@ -106,23 +110,30 @@ def require_versions(facts: HostFacts, host: str) -> None:
 
 def plan(facts: HostFacts, wish: Wish) -> list[Step]:
     """The steps that are needed; none if the host is as wished."""
-    steps = [*_packages(facts)]
+    steps = [*_packages(facts, wish.journal)]
     changed = [*_package(facts, wish)]
     for path, (content, mode) in wish.files.items():
         if facts.digests.get(path) != hashlib.sha256(content).hexdigest():
-            changed.append(_file(path, content, mode))
+            changed.append(_file(path, content, mode, wish.journal))
     if any(step.name.startswith("file /etc/systemd") for step in changed):
         changed.append(
             Step("units", "systemd reads its units", "systemctl daemon-reload", "true", "systemctl daemon-reload")
         )
-    return [*steps, *changed, *_services(facts, restart=bool(changed))]
+    steps += [*changed, *_services(facts, restart=bool(changed))]
+    return [journal_step(wish.journal), *steps] if steps else []
+
+
+def journal_step(journal: str) -> Step:
+    """Before all others: from now on is kept what they change. It is taken back by :mod:`hostprep.journal` only."""
+    text = f"keep what will be changed in {journal}"
+    return Step("journal", text, begin(journal), f"test -d {shlex.quote(journal)}", "true")
 
 
 def _running(facts: HostFacts) -> bool:
     return all(facts.units.get(unit) == ("enabled", "active") for unit in UNITS)
 
 
-def _packages(facts: HostFacts) -> Iterator[Step]:
+def _packages(facts: HostFacts, journal: str) -> Iterator[Step]:
     groups = (("", PACKAGES), ("-t trixie-backports ", BACKPORTS))
     for option, names in groups:
         missing = [name for name in names if name not in facts.packages]
@@ -132,7 +143,8 @@ def _packages(facts: HostFacts) -> Iterator[Step]:
             yield Step(
                 f"packages {option.strip() or 'debian'}",
                 f"install {listed}",
-                f"apt-get -q update && {apt} install --no-install-recommends {option}{listed}",
+                f"{note_packages(journal, missing)} && apt-get -q update"
+                f" && {apt} install --no-install-recommends {option}{listed}",
                 f"dpkg-query -W -f '${{db:Status-Status}}\\n' {listed} | grep -qvx installed && exit 1; exit 0",
                 f"{apt} remove {listed}",
                 timeout_s=900.0,
@@ -155,14 +167,14 @@ def _package(facts: HostFacts, wish: Wish) -> Iterator[Step]:
     )
 
 
-def _file(path: str, content: bytes, mode: int) -> Step:
-    name, before = shlex.quote(path), shlex.quote(path + _BEFORE)
+def _file(path: str, content: bytes, mode: int, journal: str) -> Step:
+    name, before = shlex.quote(path), shlex.quote(path + BEFORE)
     directory, new = shlex.quote(path.rpartition("/")[0]), shlex.quote(path + ".new")
     after = "; systemctl daemon-reload" if path.startswith("/etc/systemd/") else ""
     return Step(
         f"file {path}",
         f"write {path}",
-        f"set -e; mkdir -p {directory}; umask 077; cat > {new}; chmod {mode:o} {new};"
+        f"set -e; {record(journal, path)}; mkdir -p {directory}; umask 077; cat > {new}; chmod {mode:o} {new};"
         f" if [ -e {name} ]; then cp -p {name} {before}; fi; mv {new} {name}",
         f"echo '{hashlib.sha256(content).hexdigest()}  {path}' | sha256sum -c --quiet",
         f"rm -f {new}; if [ -e {before} ]; then mv {before} {name}; else rm -f {name}; fi;"
@@ -201,7 +213,7 @@ def _services(facts: HostFacts, *, restart: bool) -> Iterator[Step]:
 
 def clean_up(wish: Wish) -> str:
     """What only an undo would have needed: words for `rm -rf`."""
-    return " ".join(["/opt/ftkvm.before", *(shlex.quote(path + _BEFORE) for path in wish.files)])
+    return " ".join(["/opt/ftkvm.before", *(shlex.quote(path + BEFORE) for path in wish.files)])
 
 
 def unit_files() -> dict[str, tuple[bytes, int]]:

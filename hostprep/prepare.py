@@ -1,5 +1,6 @@
 """Prepares one host and enters it into the cluster: the whole way from SSH to an agent that answers."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,9 @@ from ftkvm.ports import Json
 from hostprep import facts as facts_of
 from hostprep import package
 from hostprep.apply import Progress, apply
-from hostprep.facts import HostFacts
+from hostprep.facts import UNITS, HostFacts
 from hostprep.joining import machine_of, members
+from hostprep.journal import take_back
 from hostprep.plan import (
     CONFIG,
     Step,
@@ -32,6 +34,8 @@ from hostprep.plan import (
 )
 from hostprep.preview import View, preview
 from hostprep.ssh import Session, Target
+
+log = logging.getLogger(__name__)
 
 WATCHDOG = "/dev/watchdog"
 """Used if the host has one: its hardware's, softdog's, or one that is kept for it from outside."""
@@ -82,13 +86,32 @@ def prepare(
             return Prepared(entry, [step.text for step in todo], preview(session, todo, wish.files))
         note_certificate(home, wish)
         check = _health_check(home, entry)
-        _apply(session, todo, progress, check, cluster.datastore, others)
+        try:
+            _apply(session, todo, progress, check, cluster.datastore, others)
+        except (FtkvmError, KeyboardInterrupt):
+            if not _is_member(entry, found, cluster):  # what an earlier run did that was cut off goes, too
+                _take_back_quietly(session, wish.journal)
+            raise
         if not any(step.name == "services" for step in steps):
             check()
         session.run(f"rm -rf {clean_up(wish)}")
     current = home.load()
     home.save(replace(current, hosts={**current.hosts, entry.name: entry.to_json()}))
     return Prepared(entry, [step.text for step in todo])
+
+
+def _is_member(entry: HostEntry, found: HostFacts, cluster: ClusterFile) -> bool:
+    """Whether it is in the cluster, as far as anybody knows: then its preparation is not taken back behind its back."""
+    config = configuration(found)
+    active = found.units.get(UNITS[0], ("", ""))[1] == "active"
+    return active or entry.name in cluster.hosts or (config is not None and entry.name in config.hosts)
+
+
+def _take_back_quietly(session: Session, journal: str) -> None:
+    try:
+        take_back(session, journal)
+    except FtkvmError as error:
+        log.warning("what was changed on %s is not taken back: %s", session.host, error)
 
 
 def _is_new(entry: HostEntry, found: HostFacts) -> bool:

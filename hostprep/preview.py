@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from hostprep.apply import Runner
 from hostprep.plan import Step
+from hostprep.runner import Runner
 
 _FILE = "file "
 _PRIVATE_BITS = 0o077

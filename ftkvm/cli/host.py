@@ -1,7 +1,9 @@
 """``ftkvm host``."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import click
@@ -14,6 +16,11 @@ from ftkvm.cli.output import Reporter, output_option
 from ftkvm.cli.ssh import require_key, ssh_options
 from ftkvm.core.trust import Role
 from ftkvm.home import Home
+from ftkvm.ports import Json
+
+if TYPE_CHECKING:
+    from hostprep.journal import TakenBack
+    from hostprep.ssh import Session
 
 
 @click.group()
@@ -104,11 +111,34 @@ def exit_maintenance(name: str, output: str) -> None:
 @host.command()
 @click.argument("name")
 @click.option("--dead", is_flag=True, help="The host does not answer, and you have made sure that it is switched off.")
+@click.option("--keep-files", is_flag=True, help="Leave on the host what its preparation changed.")
+@click.option("--purge", is_flag=True, help="Also remove the packages that its preparation installed.")
+@click.option("--address", help="Where SSH reaches the host, if not at its name.")
+@ssh_options
 @output_option
-def remove(name: str, dead: bool, output: str) -> None:
-    """Take the host NAME out of the cluster. It must run no VMs; its own files stay."""
-    reporter = Reporter(output)
-    client = AgentClient()
+def remove(
+    name: str, dead: bool, keep_files: bool, purge: bool, address: str | None, ssh_user: str, ssh_key: Path | None,
+    ssh_port: int, known_hosts: Path, output: str,
+) -> None:  # fmt: skip
+    """Take the host NAME out of the cluster, and take back over SSH what its preparation changed. It must run no VMs.
+
+    Of a dead host only the cluster forgets; when it is back: `ftkvm host restore NAME`.
+    """
+    require_key(ssh_key)
+    reporter, client = Reporter(output), AgentClient()
+    with contextlib.ExitStack() as stack:
+        runner = None
+        if not (dead or keep_files) and name in client.cluster.hosts:
+            runner = stack.enter_context(_session(name, address, ssh_user, ssh_key, ssh_port, known_hosts))
+        answer = _forget(client, name, dead=dead)
+        back = _take_back(runner, purge=purge) if runner is not None else None
+    answer["taken_back"] = back.to_json() if back is not None else None
+    lines = [f"Host {name} is out of the cluster, its certificates are revoked.", *(back.lines() if back else [])]
+    reporter.result(answer, "\n".join(lines))
+
+
+def _forget(client: AgentClient, name: str, *, dead: bool) -> Json:
+    """Out of the cluster, and its certificates are worth nothing."""
     answer = client.call("POST", f"/v1/hosts/{name}/remove", {"dead": dead})
     cluster = client.home.load()
     known = {key: entry for key, entry in cluster.hosts.items() if key != name}
@@ -120,8 +150,47 @@ def remove(name: str, dead: bool, output: str) -> None:
     if serials:
         client.home.revoke(serials)
         missed = spread_list(client, sorted(known))
-    answer = {**answer, "revoked": sorted(serials), "not_told": missed}
-    reporter.result(answer, f"Host {name} is out of the cluster, its certificates are revoked.")
+    return {**answer, "revoked": sorted(serials), "not_told": missed}
+
+
+@host.command()
+@click.argument("name")
+@click.option("--purge", is_flag=True, help="Also remove the packages that its preparation installed.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
+@click.option("--address", help="Where SSH reaches the host, if not at its name.")
+@ssh_options
+@output_option
+def restore(
+    name: str, purge: bool, dry_run: bool, address: str | None, ssh_user: str, ssh_key: Path | None, ssh_port: int,
+    known_hosts: Path, output: str,
+) -> None:  # fmt: skip
+    """Make the host NAME, which is out of the cluster, what it was before `ftkvm host add`.
+
+    For a host that was removed while it was dead, or whose preparation was cut off. Done again, it changes nothing.
+    """
+    require_key(ssh_key)
+    reporter = Reporter(output)
+    if name in Home().load().hosts and not dry_run:
+        raise FtkvmError("FTKVM-342", host=name)
+    with _session(name, address, ssh_user, ssh_key, ssh_port, known_hosts) as runner:
+        back = _take_back(runner, purge=purge, dry_run=dry_run)
+    text = "\n".join([*(["would:"] if dry_run else []), *back.lines()])
+    reporter.result({"host": name, "dry_run": dry_run, **back.to_json()}, text or "Nothing was changed on it.")
+
+
+def _session(name: str, address: str | None, user: str, key: Path | None, port: int, known_hosts: Path) -> "Session":
+    from hostprep.ssh import Session, Target  # paramiko takes a while to import, and hosts do not have it
+
+    return Session(Target(name, address or name, user, port, key, known_hosts))
+
+
+def _take_back(runner: "Session", *, purge: bool, dry_run: bool = False) -> "TakenBack":
+    from hostprep.journal import take_back
+
+    try:
+        return take_back(runner, purge=purge, dry_run=dry_run)
+    except FtkvmError as error:
+        raise FtkvmError("FTKVM-341", host=runner.host, detail=error.text) from error
 
 
 @host.command()

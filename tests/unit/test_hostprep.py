@@ -15,6 +15,7 @@ from hostprep import facts as facts_of
 from hostprep import plan as planning
 from hostprep.apply import apply
 from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts, parse
+from hostprep.journal import TakenBack, note_packages, take_back
 from hostprep.package import Package
 from hostprep.plan import Step, Wish, plan, require
 from hostprep.prepare import host_entry, make_wish, note_certificate
@@ -109,15 +110,15 @@ def test_a_prepared_host_needs_nothing() -> None:
 
 def test_what_changes_restarts_the_services() -> None:
     ready = replace(good(), manifest="older", units=dict.fromkeys(UNITS, ("enabled", "active")))
-    assert [step.name for step in plan(ready, wish())] == ["package", "services"]
+    assert [step.name for step in plan(ready, wish())] == ["journal", "package", "services"]
 
 
 def test_only_missing_packages_are_installed() -> None:
     bare = replace(good(), packages=dict.fromkeys(PACKAGES[1:], "1"), manifest="digest")
     steps = plan(bare, wish())
-    assert steps[0].text == f"install {PACKAGES[0]}"
-    assert steps[1].text == f"install {' '.join(BACKPORTS)}"
-    assert "trixie-backports" in steps[1].command
+    assert steps[1].text == f"install {PACKAGES[0]}"
+    assert steps[2].text == f"install {' '.join(BACKPORTS)}"
+    assert "trixie-backports" in steps[2].command
 
 
 @pytest.mark.parametrize(("changed", "code"), [
@@ -153,13 +154,25 @@ class Local:
 
 
 def _steps(root: Path, count: int = 4) -> list[Step]:
-    return [
-        planning._file(str(root / f"d{number}" / "file"), f"new {number}".encode(), 0o640) for number in range(count)
+    journal = f"{root}-journal"
+    files = [
+        planning._file(str(root / f"d{number}" / "file"), f"new {number}".encode(), 0o640, journal)
+        for number in range(count)
     ]
+    return [planning.journal_step(journal), *files]
 
 
 def _content(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+def _state(root: Path) -> dict[str, object]:
+    """Everything in a directory: kind, mode, content."""
+    return {
+        str(path.relative_to(root)): (path.lstat().st_mode, path.readlink() if path.is_symlink() else
+                                      path.read_text() if path.is_file() else None)
+        for path in root.rglob("*")
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("failing", range(5))
@@ -183,15 +196,90 @@ def test_a_step_is_believed_only_with_its_proof(tmp_path: Path) -> None:
     assert _content(tmp_path) == {}
 
 
-@pytest.mark.parametrize("interrupted", range(5))
+@pytest.mark.parametrize("interrupted", range(6))
 def test_interrupted_anywhere_it_can_be_run_again(tmp_path: Path, interrupted: int) -> None:
-    steps = _steps(tmp_path)
+    root = tmp_path / "root"
+    steps = _steps(root)
     for step in steps[:interrupted]:  # the controller dies here: nothing is undone
         Local().run(step.command, step.stdin)
     apply(Local(), steps, lambda *_: None, {})
     wanted = {f"d{number}/file": f"new {number}" for number in range(4)}
-    assert {name: text for name, text in _content(tmp_path).items() if not name.endswith("before")} == wanted
-    assert (tmp_path / "d0/file").stat().st_mode & 0o777 == 0o640
+    assert {name: text for name, text in _content(root).items() if not name.endswith("before")} == wanted
+    assert (root / "d0/file").stat().st_mode & 0o777 == 0o640
+
+
+def _as_found(root: Path) -> dict[str, object]:
+    """A directory in which two of the four files are there: one of another mode, one a link."""
+    for name in ("d1", "d2"):
+        (root / name).mkdir(parents=True)
+    (root / "d1/file").write_text("old 1")
+    (root / "d1/file").chmod(0o600)
+    (root / "d1/other").write_text("the operator's")
+    (root / "d2/file").symlink_to("../d1/other")
+    return _state(root)
+
+
+@pytest.mark.parametrize("interrupted", range(6))
+def test_all_of_it_is_taken_back_however_often_it_was_begun(tmp_path: Path, interrupted: int) -> None:
+    """The first record counts: what a second run finds is the first one's work."""
+    root = tmp_path / "root"
+    before = _as_found(root)
+    for text in ("first", "second"):
+        steps = [replace(step, stdin=step.stdin + text.encode()) for step in _steps(root)]
+        for step in steps[:interrupted]:
+            assert Local().run(step.command, step.stdin).status == 0
+    apply(Local(), _steps(root), lambda *_: None, {})
+    shown = take_back(Local(), f"{root}-journal", dry_run=True, program=f"{root}-program", units=())
+    assert _state(root) != before
+    done = take_back(Local(), f"{root}-journal", program=f"{root}-program", units=())
+    assert done == shown
+    assert done.restored == [f"{root}/d1/file", f"{root}/d2/file"]
+    assert done.removed[:-1] == [f"{root}/d0/file", f"{root}/d3/file"]
+    assert _state(root) == before
+    assert take_back(Local(), f"{root}-journal", program=f"{root}-program", units=()) == TakenBack()
+
+
+@pytest.mark.parametrize("lines", range(1, 12))
+def test_taking_back_that_was_cut_off_is_run_again(tmp_path: Path, lines: int) -> None:
+    root = tmp_path / "root"
+    before = _as_found(root)
+    apply(Local(), _steps(root), lambda *_: None, {})
+
+    class CutOff(Local):
+        """The connection breaks after some lines of the script."""
+
+        def run(self, command: str, stdin: bytes = b"", timeout_s: float = 60.0) -> Result:
+            return super().run(command, b"\n".join(stdin.split(b"\n")[:lines]) + b"\n", timeout_s)
+
+    take_back(CutOff(), f"{root}-journal", program=f"{root}-program", units=())
+    take_back(Local(), f"{root}-journal", program=f"{root}-program", units=())
+    assert _state(root) == before
+
+
+def test_a_host_from_before_the_journal_has_no_originals(tmp_path: Path) -> None:
+    """What is there of ours was written by us: nothing of it comes back."""
+    root = tmp_path / "root"
+    _as_found(root)
+    steps = _steps(root)
+    Local().run(steps[0].command)
+    (tmp_path / "root-journal/late").touch()
+    apply(Local(), steps, lambda *_: None, {})
+    done = take_back(Local(), f"{root}-journal", program=f"{root}-program", units=())
+    assert done.restored == []
+    assert sorted(path.name for path in root.rglob("*") if path.is_file()) == ["other"]
+
+
+def test_packages_are_noted_once_and_left_unless_told(tmp_path: Path) -> None:
+    journal = str(tmp_path / "journal")
+    Local().run(planning.journal_step(journal).command)
+    for names in (["qemu", "libvirt"], ["libvirt", "python3-rich"]):
+        assert Local().run(note_packages(journal, names)).status == 0
+    told = take_back(Local(), journal, dry_run=True, program=f"{tmp_path}/program", units=())
+    assert told.left == ["qemu", "libvirt", "python3-rich"]
+    assert (
+        take_back(Local(), journal, dry_run=True, purge=True, program=f"{tmp_path}/program", units=()).purged
+        == told.left
+    )
 
 
 def test_our_own_programs_messages_come_through() -> None:
@@ -207,7 +295,7 @@ def test_a_dry_run_shows_commands_and_differences_and_changes_nothing(tmp_path: 
     there.write_text("same\nold\n")
     files = {str(there): (b"same\nnew\n", 0o644), str(fresh): (b"[Unit]\n", 0o644)}
     before = _content(tmp_path)
-    views = preview(Local(), [planning._file(path, *files[path]) for path in files], files)
+    views = preview(Local(), [planning._file(path, *files[path], str(tmp_path / "journal")) for path in files], files)
     assert _content(tmp_path) == before
     assert views[0].difference[2:] == ["@@ -1,2 +1,2 @@", " same", "-old", "+new"]
     assert views[1].difference == ["--- /dev/null", f"+++ {fresh}", "@@ -0,0 +1 @@", "+[Unit]"]
@@ -219,7 +307,10 @@ def test_a_dry_run_shows_no_secret(tmp_path: Path) -> None:
     key.write_text("the old key")
     files = {str(key): (b"the new key", 0o600)}
     shown = json.dumps(
-        [view.to_json() for view in preview(Local(), [planning._file(str(key), *files[str(key)])], files)]
+        [
+            view.to_json()
+            for view in preview(Local(), [planning._file(str(key), *files[str(key)], str(tmp_path / "journal"))], files)
+        ]
     )
     assert "old key" not in shown
     assert "new key" not in shown

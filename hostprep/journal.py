@@ -1,0 +1,136 @@
+"""What a host was like before it was prepared, kept on the host, so that all of it can be taken back (OP-02).
+
+    JOURNAL/files/etc/…    the file as it was, with its mode, owner and times
+    JOURNAL/absent/etc/…   there was none
+    JOURNAL/packages       packages that were not installed, one a line
+    JOURNAL/late           the host had been prepared before there was a journal: every file of ours counts as absent
+
+Each is written before the change it is about, and once: what a later run finds is our own work. So it does not matter
+how often a preparation was cut off and begun again.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ftkvm.catalogue import FtkvmError
+from hostprep.facts import UNITS
+from hostprep.runner import Runner
+
+JOURNAL = "/var/lib/ftkvm/prepared"
+BEFORE = ".ftkvm-before"
+"""Ends the name of a file's copy from before this run: what a step's own undo puts back."""
+PROGRAM = "/opt/ftkvm"
+
+
+def begin(journal: str) -> str:
+    """Shell command: a journal is there."""
+    name = shlex.quote(journal)
+    return (
+        f"set -e; umask 077; if [ ! -d {name} ]; then mkdir -p {name}.new;"
+        f" if [ -e {PROGRAM}/.manifest ]; then : > {name}.new/late; fi; mv -T {name}.new {name}; fi"
+    )
+
+
+def record(journal: str, path: str) -> str:
+    """Shell commands: the file is kept as it was before the first change of it, or that there was none."""
+    there, kept, absent = (shlex.quote(word) for word in (path, f"{journal}/files{path}", f"{journal}/absent{path}"))
+    return (
+        f"if [ ! -e {kept} -a ! -L {kept} -a ! -e {absent} ]; then"
+        f" if [ -e {there} -o -L {there} ] && [ ! -e {shlex.quote(journal)}/late ]; then"
+        f' (umask 077; mkdir -p "$(dirname {kept})"); cp -a {there} {kept}.new; mv -T {kept}.new {kept};'
+        f' else (umask 077; mkdir -p "$(dirname {absent})"; : > {absent}); fi;'
+        f" sync -f {shlex.quote(journal)}; fi"
+    )
+
+
+def note_packages(journal: str, names: Sequence[str]) -> str:
+    """Shell command: these are not installed yet."""
+    listed, file = " ".join(map(shlex.quote, names)), shlex.quote(f"{journal}/packages")
+    return (
+        f"(umask 077; touch {file}; for p in {listed}; do grep -qx $p {file} || echo $p >> {file}; done; sync {file})"
+    )
+
+
+@dataclass(frozen=True)
+class TakenBack:
+    """What was (or would be) done. ``left``: packages that stay."""
+
+    restored: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    purged: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, list[str]]:
+        return vars(self)
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        words = {"restored": self.restored, "removed": self.removed, "purged": self.purged}
+        lines = [f"{word} {name}" for word, names in words.items() for name in names]
+        return [*lines, *([f"left installed: {' '.join(self.left)} (--purge removes them)"] if self.left else [])]
+
+
+def take_back(
+    runner: Runner, journal: str = JOURNAL, *, purge: bool = False, dry_run: bool = False, program: str = PROGRAM,
+    units: Sequence[str] = UNITS,
+) -> TakenBack:  # fmt: skip
+    """Make the host what it was before it was first prepared. Nothing to do: nothing is done. Cut off, run it again.
+
+    Packages stay unless ``purge``: by now other things on the host may use QEMU or libvirt. ``program`` and ``units``
+    are ours.
+
+    :raises FtkvmError: FTKVM-209 it did not work, FTKVM-210 the connection broke
+    """
+    found = _listed(runner, journal)
+    if found is None:
+        return TakenBack()
+    restored, removed, packages = found
+    if not dry_run:
+        script = _script(journal, program, units, restored, removed, packages if purge else [])
+        done = runner.run("sh -s", script.encode(), 600.0)
+        if done.status:
+            words = (done.stderr.strip() or done.stdout.strip())[-400:]
+            raise FtkvmError("FTKVM-209", host=runner.host, step="taking back", detail=words)
+    gone = [*removed, program]
+    return TakenBack(restored, gone, packages if purge else [], [] if purge else packages)
+
+
+def _listed(runner: Runner, journal: str) -> tuple[list[str], list[str], list[str]] | None:
+    """Files to restore, files to remove, packages; None if there is no journal."""
+    name, mark = shlex.quote(journal), "==ftkvm=="
+    parts = (f"cd {name}/{part} 2>/dev/null && find . ! -type d ! -name '*.new'" for part in ("files", "absent"))
+    script = f"[ -d {name} ] || exit 9; " + "".join(f"({part}); echo {mark}; " for part in parts)
+    done = runner.run(f"{script} cat {name}/packages 2>/dev/null; exit 0")
+    if done.status == 9:
+        return None
+    if done.status or done.stdout.count(mark) != 2:
+        raise FtkvmError("FTKVM-209", host=runner.host, step="reading the journal", detail=done.stderr.strip()[-400:])
+    files, absent, packages = (part.split() for part in done.stdout.split(mark))
+    return sorted(path[1:] for path in files), sorted(path[1:] for path in absent), packages
+
+
+def _script(
+    journal: str, program: str, units: Sequence[str], restored: Sequence[str], removed: Sequence[str],
+    packages: Sequence[str],
+) -> str:  # fmt: skip
+    """Our units first, since they use the files; the journal last, since with it this can be run again."""
+    lines = ["set -e"]
+    if units:
+        lines.append(f"systemctl disable -q --now {' '.join(units)} 2>/dev/null || true")  # perhaps not there yet
+    for path in restored:
+        there, kept = shlex.quote(path), shlex.quote(f"{journal}/files{path}")
+        lines.append(f"mkdir -p {shlex.quote(path.rpartition('/')[0])}")
+        lines.append(f"cp -a {kept} {there}.new; mv -T {there}.new {there}; rm -f {there}{BEFORE}")
+    for path in removed:
+        there, directory = shlex.quote(path), shlex.quote(path.rpartition("/")[0])
+        lines.append(f"rm -f {there} {there}.new {there}{BEFORE}")
+        lines.append(f"[ ! -d {directory} ] || rmdir -p --ignore-fail-on-non-empty {directory}")
+    lines.append(f"rm -rf {program} {program}.new {program}.before")
+    if units:
+        lines.append("systemctl daemon-reload")
+    if packages:
+        lines.append(f"DEBIAN_FRONTEND=noninteractive apt-get -q -y purge {' '.join(map(shlex.quote, packages))}")
+    lines.append(f"rm -rf {shlex.quote(journal)} {shlex.quote(journal)}.new")
+    lines.append(f"rmdir -p --ignore-fail-on-non-empty {shlex.quote(journal.rpartition('/')[0])}")
+    return "\n".join(lines) + "\n"

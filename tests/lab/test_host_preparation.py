@@ -1,0 +1,96 @@
+"""A bare host prepared over SSH: cut off in any step it is begun again, and all of it can be taken back (OP-02)."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from ftkvm.lab import names
+from ftkvm.lab.host import Host
+
+from .seat import FTKVM, Seat, seated
+
+pytestmark = pytest.mark.lab
+
+FULL = os.environ.get("FTKVM_FULL")
+PLACES = "/etc /opt /usr/local /var/lib/ftkvm /root"
+
+
+@pytest.fixture(scope="module")
+def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
+    """A cluster of one host, and a bare one."""
+    with seated(tmp_path_factory.mktemp("seat"), "host19", "host20") as made:
+        assert made.add_host(made.hosts[0]).status == 0
+        yield made
+
+
+def configuration(host: Host) -> str:
+    """Every file of the places that preparation touches: mode, owner, link, content; and which units are enabled."""
+    words = f"find {PLACES} -xdev ! -type d -printf '%p %m %u:%g %l\\n' 2>/dev/null | sort"
+    contents = f"find {PLACES} -xdev -type f -print0 2>/dev/null | sort -z | xargs -0 sha256sum"
+    units = "systemctl list-unit-files --state=enabled --no-legend"
+    return host.run(["sh", "-c", f"{words}; {contents}; {units}"])
+
+
+def steps(seat: Seat, host: Host) -> list[str]:
+    """The steps of the plan, of its own telling."""
+    said = seat.add_host(host, "--dry-run")
+    assert said.status == 0, said.err
+    return list(said.out["steps"])
+
+
+def cut_off(seat: Seat, host: Host, number: int) -> None:
+    """Begins to add the host, and dies as soon as it tells of step ``number``."""
+    words = ["host", "add", host.name, "--address", seat.address(host)]
+    environment = dict(os.environ, HOME=str(seat.home), FTKVM_HOME=str(seat.home / "ftkvm"))
+    command = ["ip", "netns", "exec", names.CLIENT_NS, *FTKVM, *words]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as run:
+        assert run.stderr is not None
+        said = []
+        for line in run.stderr:
+            said.append(line)
+            if f" {number}/" in line:
+                run.kill()
+                break
+    assert run.returncode == -signal.SIGKILL, said
+
+
+def test_cut_off_in_any_step_and_taken_back(seat: Seat) -> None:
+    """After each: added again without a word, removed again, and nothing of it is left."""
+    host = seat.hosts[1]
+    before = configuration(host)
+    count = len(steps(seat, host))
+    assert count > 10
+    assert configuration(host) == before
+    for number in range(1, count + 1) if FULL else (2, count // 2, count):
+        cut_off(seat, host, number)
+        assert seat.add_host(host).status == 0, number
+        assert seat.ok("host", "add", host.name, "--address", seat.address(host))["steps"] == []
+        said = seat.ok("host", "remove", host.name, "--address", seat.address(host))
+        assert said["taken_back"]["removed"]
+        assert configuration(host) == before, number
+
+
+def test_what_was_begun_and_never_finished_is_taken_back(seat: Seat) -> None:
+    """The operator thinks better of it: `host restore`, shown first; done twice, the second does nothing."""
+    host = seat.hosts[1]
+    before = configuration(host)
+    cut_off(seat, host, len(steps(seat, host)) - 2)
+    assert configuration(host) != before
+    words = ("host", "restore", host.name, "--address", seat.address(host))
+    there = configuration(host)
+    shown = seat.ok(*words, "--dry-run")
+    assert shown["removed"]
+    assert configuration(host) == there
+    assert seat.ok(*words) == {**shown, "dry_run": False}
+    assert configuration(host) == before
+    assert seat.ok(*words)["removed"] == []
+
+
+def test_a_host_of_the_cluster_is_not_taken_back(seat: Seat) -> None:
+    first = seat.hosts[0]
+    before = configuration(first)
+    assert seat.run("host", "restore", first.name, "--address", seat.address(first)).code == "FTKVM-342"
+    assert configuration(first) == before
