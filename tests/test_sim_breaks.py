@@ -11,9 +11,11 @@ from ftkvm.core import pair as core
 from ftkvm.core.pair import Decision, FtSettings, Observation, QemuState
 from ftkvm.core.reasons import Reason
 from ftkvm.sim.ha import breaks as ha
+from ftkvm.sim.ha.faults import Fault as HaFault
 from ftkvm.sim.ha.faults import shape_of
 from ftkvm.sim.ha.run import run_seed as run_ha_seed
 from ftkvm.sim.ha.scenario import load, play
+from ftkvm.sim.ha.world import Shape
 from ftkvm.sim.run import run_seed
 from ftkvm.sim.script import Fault
 from ftkvm.sim.world import Breaks
@@ -155,6 +157,27 @@ def test_seeds_of_the_cluster(first: int) -> None:
     """Small clusters only; `make soak` has the large ones."""
     seeds = [seed for seed in range(first, first + 20) if shape_of(seed).hosts <= 4]
     assert [result.story() for result in map(run_ha_seed, seeds) if result.failure] == []
+
+
+PAIRS = Shape(4, 8)
+
+
+@pytest.mark.parametrize("seed", range(1, 13))
+def test_seeds_with_pairs_among_the_vms(seed: int) -> None:
+    """Half of the VMs are pairs; what befalls them is drawn from the seed. None runs twice, and all run in the end."""
+    assert run_ha_seed(seed, shape=PAIRS, pairs=4).failure == ""
+
+
+FROZEN_SECONDARY = [HaFault(25_000, "freeze", "h4", 100_000), HaFault(25_100, "crash", "h3")]
+NO_DOG_THERE = Shape(4, 8, watchdogs=("h1", "h2", "h3"))
+
+
+@pytest.mark.parametrize(("cas", "says"), [(True, ""), (False, "vm2 .*while it runs on|vm2 .*owner file says")])
+def test_a_secondary_that_comes_back_late_runs_nothing_a_second_time(cas: bool, says: str) -> None:
+    """HA has started its VM meanwhile; only the winner's file, created once, keeps it from going live."""
+    failure = run_ha_seed(1, script=FROZEN_SECONDARY, shape=NO_DOG_THERE, cas=cas, pairs=2).failure
+    assert bool(failure) is not cas
+    assert re.search(says, failure)
 
 
 CLUSTERS = [path for path in sorted(LIBRARY.iterdir()) if "kind = " not in (path / "cluster.toml").read_text()]

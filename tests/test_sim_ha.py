@@ -111,6 +111,23 @@ SHOWS = {
         r"h1, h2, h3$",
     ],
     "joining-same-machine": [r"FTKVM-219", r"FTKVM-242", r"FTKVM-262", r"FTKVM-263"],
+    "pair-both-hosts-lost": [
+        r"restart: vm6 is restarted .*both copies are gone",
+        r"restart: vm7 ",
+        r"restart: vm3 ",
+        r"restart: vm2 is restarted .*both copies are gone",
+        r"vm2 \(low\): h\d; .*nobody goes live",
+        r"vm6 \(high\): h\d; .*nobody goes live",
+    ],
+    "pair-secondary-goes-live": [r"restart: vm6 ", r"vm2 .*: h4; owner 2 h4 failover; .*won by h4"],
+    "pair-secondary-frozen": [
+        r"101\.\d+ h1 +restart: vm2 .*its secondary has not gone live for 60 s",
+        r"end of freeze h4",
+        r"vm2 .*: h2; owner 2 h2 restarted; .*nobody goes live",
+    ],
+    "pair-one-after-the-other": [r"crash h4", r"restart: vm2 is restarted on h1: no beat", r"owner 3 h1 .*won by h4"],
+    "pair-secondary-booted-again": [r"restart: vm2 .*h4 was booted again", r"vm2 .*owner 2 .*nobody goes live"],
+    "pair-undecided-hosts-alive": [r"kill-qemu vm2", r"vm2 .*: nowhere; owner 1 h3 started; .*: open"],
     "vm-monitoring-fourth": [r"1100\.0 left-alone \(3", r"3799\.9 left-alone \(3", r"3800\.0 reset"],
 }
 

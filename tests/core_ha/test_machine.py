@@ -526,6 +526,33 @@ def test_a_pair_is_left_alone_until_both_copies_are_gone() -> None:
     assert (start.cold_epoch, start.cold_winner) == (7, "h2")
 
 
+def test_pairs_and_ordinary_vms_that_lost_their_hosts_start_in_one_order() -> None:
+    """Both hosts of two pairs are lost together with ordinary VMs: by priority, whatever kind."""
+    one = coordinator(4)
+    one.vm("a-low-pair", "h2", ft=epoch(), protected=True, priority=m.Priority.LOW)
+    one.vm("b-low", "h3", priority=m.Priority.LOW)
+    one.vm("c-medium", "h2", priority=m.Priority.MEDIUM)
+    one.vm("d-high-pair", "h2", ft=epoch(), protected=True, priority=m.Priority.HIGH)
+    one.vm("e-disabled-pair", "h2", ft=epoch(), protected=True, priority=m.Priority.DISABLED)
+    one.start_result = end(m.Result.OK)
+    one.quiet["h2"] = one.quiet["h3"] = one.now
+    one.until(lambda: len(one.starts) >= 4)
+    assert [start.uuid for _, start in one.starts[:4]] == ["d-high-pair", "c-medium", "a-low-pair", "b-low"]
+    assert [start.cold_epoch for _, start in one.starts[:4]] == [7, None, 7, None]
+
+
+def test_a_pair_that_may_still_decide_keeps_no_lower_vm_waiting() -> None:
+    """Its secondary's host is cut off and may go live: it is looked after when it has not, the others at once."""
+    one = coordinator(4)
+    one.vm("high-pair", "h2", ft=epoch(), protected=True, priority=m.Priority.HIGH)
+    one.vm("low", "h2", priority=m.Priority.LOW)
+    one.quiet["h2"] = one.mute["h3"] = one.now
+    one.until(lambda: one.starts, 30)
+    assert [start.uuid for _, start in one.starts] == ["low"]
+    one.start_result = end(m.Result.OK)
+    one.until(lambda: len({start.uuid for _, start in one.starts}) == 2, 90)
+
+
 def test_a_host_that_had_been_booted_before_proves_nothing_of_a_pair() -> None:
     """The owner file names an older boot of the primary's host: in the lab a pair was started a second time so."""
     one = coordinator(4)

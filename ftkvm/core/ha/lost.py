@@ -119,9 +119,10 @@ def _pair(vm: Vm, ft: FtEpoch, desk: Desk, gone: _Gone, troubled: set[str], firs
         return _unproven(vm, hosts, desk, troubled, first)
     other = gone(ft.secondary, ft.secondary_boot_id, ordinary=False)
     if other is not None or desk.now - first >= PAIR_DECIDES_MS:
-        return _proven(
-            vm, f"both copies are gone: {proof}; {other or 'the other has not gone live'}", hosts, desk, first
-        )
+        if other is None:
+            told = f"its primary's copy is gone, and its secondary has not gone live for {PAIR_DECIDES_MS // 1000} s"
+            return _proven(vm, f"{told}: {proof}", hosts, desk, first)
+        return _proven(vm, f"both copies are gone: {proof}; {other}", hosts, desk, first)
     return Lost(vm, "", f"its secondary on {ft.secondary} may go live", hosts, first, first + PAIR_DECIDES_MS)
 
 

@@ -91,7 +91,7 @@ class Agent:
         qemus = self.world.qemus.on(self.host)
         if qemus is not self._looked:
             self._looked = qemus
-            self._local = tuple(m.LocalVm(qemu.uuid) for qemu in qemus)
+            self._local = tuple(m.LocalVm(qemu.uuid, qemu.role) for qemu in qemus)
             self._used_mb = sum(qemu.memory_mb for qemu in qemus)
 
     def capacity(self) -> m.HostCapacity:
@@ -269,7 +269,19 @@ class Agent:
         self.busy[action.uuid] = "start"
         mine = m.Owner(action.owner + 1, self.host.name, self.host.boot_id, m.OwnerWhy.RESTARTED)
 
+        def take(files: Files) -> object:
+            """A pair that nobody has won is won first, so that no copy of it goes live (``ColdStart.end_epoch``)."""
+            if action.cold_epoch is not None:
+                won = files.win_epoch(action.uuid, str(action.cold_winner), mine.boot_id, nobody=True)
+                if not won.nobody:
+                    return won
+            return files.claim_owner(action.uuid, mine)
+
         def claimed(owner: object) -> None:
+            if isinstance(owner, m.FtEpoch):
+                self.busy.pop(action.uuid, None)
+                answer(m.Result.FAILED, "FTKVM-118")
+                return
             if owner != mine:
                 self.busy.pop(action.uuid, None)
                 answer(m.Result.FAILED, "FTKVM-103")
@@ -306,7 +318,7 @@ class Agent:
             self.busy.pop(action.uuid, None)
             answer(m.Result.FAILED, "FTKVM-302")
 
-        self.world.storage.ask(self.host, lambda files: files.claim_owner(action.uuid, mine), claimed, failed)
+        self.world.storage.ask(self.host, take, claimed, failed)
 
 
 def _read(files: Files) -> m.HeartbeatsRead:

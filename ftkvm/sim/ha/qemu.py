@@ -18,6 +18,7 @@ class Qemu:
     boot: int
     memory_mb: int
     since: int
+    role: str = "solo"
 
     @property
     def alive(self) -> bool:
@@ -61,6 +62,11 @@ class Hypervisors:
         self.running[uuid].append(made)
         self.by_host[host.name] = [*self.on(host), made]
         return made
+
+    def set_role(self, qemu: Qemu, role: str) -> None:
+        """It becomes a copy of a pair, or goes on alone."""
+        qemu.role = role
+        self.by_host[qemu.host.name] = [*self.on(qemu.host)]  # a new list: who looked at the old one looks again
 
     def end(self, qemu: Qemu) -> None:
         if qemu in self.running.get(qemu.uuid, []):

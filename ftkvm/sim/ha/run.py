@@ -37,13 +37,21 @@ def run_seed(
     script: list[Fault] | None = None,
     shape: Shape | None = None,
     cas: bool = True,
+    pairs: int = 0,
 ) -> Result:
-    """Run one seed; ``script`` and ``shape`` replace what the seed would draw; ``machine``, ``cas``: breaks."""
+    """Run one seed; ``script`` and ``shape`` replace what the seed would draw; ``machine``, ``cas``: breaks.
+
+    ``pairs``: so many of its VMs are protected, each with its secondary on the host after its own.
+    """
     shape = shape or shape_of(seed)
     faults = draw(seed, shape) if script is None else script
     world = World(seed, shape, machine)
     world.storage.files.cas = cas
     responses(seed, world)
+    hosts = list(world.hosts.values())
+    for uuid in list(world.storage.files.vms)[:pairs]:
+        primary = world.qemus.of(uuid)[0].host
+        world.pairs.make(uuid, hosts[(hosts.index(primary) + 1) % len(hosts)])
     apply(world, faults)
     failure = ""
     try:

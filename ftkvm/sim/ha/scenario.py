@@ -101,6 +101,8 @@ def world_of(cluster: dict[str, Any]) -> World:
             isolation_response=m.IsolationResponse(own.get("isolation_response", response)),
             bridges=frozenset(own.get("bridges", ())),
         )
+        if "secondary" in own:
+            world.pairs.make(uuid, world.hosts[own["secondary"]])
     return world
 
 

@@ -5,10 +5,10 @@ that has died can still take effect, and one that was answered with silence may 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from ftkvm.core.ha.model import Heartbeat, Lease, Owner, OwnerWhy, Roles, Vm
+from ftkvm.core.ha.model import FtEpoch, Heartbeat, Lease, Owner, OwnerWhy, Roles, Vm
 from ftkvm.sim.clock import Clock
 from ftkvm.sim.ha.host import Host
 
@@ -27,7 +27,7 @@ class Files:
     vms: dict[str, Vm] = field(default_factory=dict)
     corrupt: tuple[str, ...] = ()
     owner_changed: Callable[[str], None] = lambda _uuid: None
-    cas: bool = True  # a break switches the create-once of owner files off
+    cas: bool = True  # a break switches the create-once of owner and winner files off
 
     def claim_lease(self, lease: Lease) -> Lease:
         """create_once of a term: the first one counts; what is there of that term is returned."""
@@ -47,6 +47,17 @@ class Files:
             self._set(vm, owner)
             self.owner_changed(uuid)
         return self.vms[uuid].owner
+
+    def win_epoch(self, uuid: str, host: str, boot_id: str, *, nobody: bool = False) -> FtEpoch:
+        """create_once of the epoch's winner file; the epoch as it is decided afterwards."""
+        vm = self.vms[uuid]
+        assert vm.ft is not None, uuid
+        if vm.ft.winner is None or not self.cas:
+            won = replace(vm.ft, winner=host, winner_boot_id=boot_id, nobody=nobody)
+            self.vms[uuid] = Vm(**{**vars(vm), "ft": won})
+        ft = self.vms[uuid].ft
+        assert ft is not None
+        return ft
 
     def power(self, uuid: str, on: bool) -> None:
         vm = self.vms[uuid]

@@ -8,6 +8,7 @@ from ftkvm.core.ha import model as m
 from ftkvm.sim.clock import Clock
 from ftkvm.sim.ha.agent import Agent, Machine
 from ftkvm.sim.ha.host import Host
+from ftkvm.sim.ha.pairs import Pairs
 from ftkvm.sim.ha.qemu import Hypervisors, Violation
 from ftkvm.sim.ha.storage import Files, Storage
 
@@ -51,6 +52,7 @@ class World:
             )
         self.storage = Storage(self.clock, self.hosts)
         self.qemus = Hypervisors()
+        self.pairs = Pairs(self.clock, self.storage, self.qemus)
         self.agents: dict[str, Agent] = {}
         self.maintenance: set[str] = set()
         self.removed: dict[str, str] = {}  # hosts taken out as dead, with the boot of their last heartbeat
@@ -252,6 +254,7 @@ class World:
 
     def power_off_guest(self, uuid: str) -> None:
         """The guest shuts itself down; the agent of its host notes that nobody wants it to run."""
+        self.pairs.guest_off(uuid)
         for qemu in self.qemus.of(uuid):
             if qemu.host.runs and self.agents[qemu.host.name].alive:
                 self.qemus.end(qemu)
@@ -300,7 +303,9 @@ class World:
         lines = [f"coordinator: {self.coordinator() or 'nobody'}; primaries: {self._primaries()}"]
         for uuid, vm in self.storage.files.vms.items():
             where = ", ".join(qemu.host.name for qemu in self.qemus.of(uuid)) or ("nowhere" if vm.power else "off")
-            lines.append(f"{uuid} ({vm.priority}): {where}; owner {vm.owner.number} {vm.owner.host} {vm.owner.why}")
+            lines.append(
+                f"{uuid} ({vm.priority}): {where}; owner {vm.owner.number} {vm.owner.host} {vm.owner.why}{_epoch(vm)}"
+            )
         who = self.coordinator()
         status = self.agents[who].status if who is not None else None
         lines += [f"waits: {each.name}: {each.why}" for each in status.waiting] if status is not None else []
@@ -310,3 +315,11 @@ class World:
     def _primaries(self) -> str:
         roles = self.storage.files.roles
         return ", ".join(roles.primaries) if roles is not None else "none"
+
+
+def _epoch(vm: m.Vm) -> str:
+    """What became of a pair, for people."""
+    if vm.ft is None:
+        return ""
+    won = "nobody goes live" if vm.ft.nobody else f"won by {vm.ft.winner}" if vm.ft.winner else "open"
+    return f"; pair of {vm.ft.primary} and {vm.ft.secondary}: {won}"
