@@ -7,17 +7,28 @@ caller has made sure that the VM runs nowhere, and holds its owner file, so nobo
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from ..adapters import images
 from ..catalogue import FtkvmError
 from ..core.chain import Side
 from ..core.checks.domain import disk_files
-from ..core.newest import DiskPlan, Papers, explained, plan_disk, scratch, side_that_went_on
+from ..core.newest import (
+    DiskPlan,
+    Papers,
+    explained,
+    plan_copied,
+    plan_disk,
+    scratch,
+    side_that_went_on,
+    still_meant,
+)
 from ..core.pair import Role, Winner, WinnerState
 from ..core.reasons import NOBODY_GOES_LIVE, Reason
 from ..ports import Progress
 from .context import AgentContext
+from .own_images import home_of
 from .records import OperationDoc, PairDoc, PairStore
 from .storage import bounded
 
@@ -58,16 +69,48 @@ class ColdStart:
         if winner.reason not in NOBODY_GOES_LIVE:
             raise FtkvmError("FTKVM-118", vm=self.vm, epoch=epoch)
 
+    def home(self, cold_winner: str | None = None) -> str | None:
+        """The only host that the VM may be started on, by its last pair; None: any.
+
+        :param cold_winner: who wins that pair's epoch now, if nobody has
+        :raises FtkvmError: FTKVM-111 nobody has, and nobody does
+        """
+        _journal, pair, winner = self._read(self._documents)
+        if pair is None or not pair.copied or not still_meant(disk_files(self.definition), pair.primary.disks):
+            return None
+        host = home_of(pair, winner)
+        if host is not None:
+            return host
+        if cold_winner is None:
+            raise FtkvmError("FTKVM-111", vm=self.vm)
+        return cold_winner
+
+    def require_home(self, cold_winner: str | None) -> None:
+        """This host has the newest images.
+
+        safety: asked before an epoch is ended and before the VM is claimed: a start that cannot succeed here must not
+        take the chance to go live from a copy that is whole.
+
+        :raises FtkvmError: FTKVM-172 another host has them, FTKVM-111 as :meth:`home`
+        """
+        host = self.home(cold_winner)
+        if host not in (None, self.ctx.host):
+            raise FtkvmError("FTKVM-172", vm=self.vm, home=host)
+
     def images(self, progress: Progress) -> dict[str, str]:
         """Disk target → image to start from, with what was cut off finished.
 
         :raises FtkvmError: FTKVM-111 the newest epoch has no winner; FTKVM-115 an overlay that nothing explains;
-            FTKVM-331 qemu-img failed
+            FTKVM-172 another host has the newest images, FTKVM-174 one is gone; FTKVM-331 qemu-img failed
         """
         journal, pair, winner = self._read(self._documents)
         if pair is not None and not isinstance(winner, Winner):
             raise FtkvmError("FTKVM-111", vm=self.vm)
+        if pair is not None and pair.copied and not still_meant(disk_files(self.definition), pair.primary.disks):
+            pair = None
         papers = _papers(journal, pair, winner)
+        if pair is not None and papers.copied and home_of(pair, winner) != self.ctx.host:
+            raise FtkvmError("FTKVM-172", vm=self.vm, home=home_of(pair, winner))
         unrecorded = journal is not None and journal.is_protect_after(papers.last_epoch)
         if journal is not None and unrecorded:
             self._end_waiting(journal)
@@ -78,9 +121,10 @@ class ColdStart:
                 log.warning("%s: %s: %s", self.vm, target, plan)
                 bounded(self.ctx, lambda plan=plan: _carry_out(plan), f"disk {target}", FOLD_TIMEOUT_S)  # type: ignore[misc]
         if journal is not None and unrecorded:
-            for image in journal.secondary_disks.values():  # it never had a whole copy
+            for image in () if journal.copied else journal.secondary_disks.values():  # it never had a whole copy
                 self._look(lambda image=image: images.remove_copy(image))  # type: ignore[misc]
-        self._look(lambda: self._require_explained(plans, papers))
+        if not papers.copied:
+            self._look(lambda: self._require_explained(plans, papers))
         self._close(journal)
         return {target: plan.image for target, plan in plans.items()}
 
@@ -95,7 +139,7 @@ class ColdStart:
                 journal.secondary or "",
                 "POST",
                 f"/v1/peer/pairs/{self.store.uuid}/destroy",
-                {"epoch": journal.epoch, "reason": str(Reason.ABANDONED)},
+                {"epoch": journal.epoch, "reason": str(Reason.ABANDONED), "images": journal.own_images},
                 timeout_s=5.0,
             )
         except FtkvmError as error:
@@ -107,7 +151,15 @@ class ColdStart:
 
     def _plans(self, papers: Papers) -> dict[str, DiskPlan]:
         files = disk_files(self.definition)
+        if papers.copied:
+            return {target: self._plan_copied(target, papers) for target in files}
         return {target: plan_disk(target, base, papers, images.is_overlay) for target, base in files.items()}
+
+    def _plan_copied(self, target: str, papers: Papers) -> DiskPlan:
+        plan = plan_copied(target, papers, lambda path: Path(path).exists())
+        if plan is None:
+            raise FtkvmError("FTKVM-174", vm=self.vm, device=target, image=papers.last.get(target), host=self.ctx.host)
+        return plan
 
     def _require_explained(self, plans: dict[str, DiskPlan], papers: Papers) -> None:
         """Refuse images that have an overlay of ours on them which no record accounts for.
@@ -144,7 +196,7 @@ def _papers(journal: OperationDoc | None, pair: PairDoc | None, winner: WinnerSt
         return Papers(begun)
     side = side_that_went_on(pair.core(), winner)
     place = pair.primary if side is Role.PRIMARY else pair.secondary
-    return Papers(begun, place.disks, side, pair.epoch)
+    return Papers({} if pair.copied else begun, place.disks, side, pair.epoch, pair.copied)
 
 
 def _carry_out(plan: DiskPlan) -> None:

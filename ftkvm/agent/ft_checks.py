@@ -14,6 +14,7 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.core.checks import model
 from ftkvm.core.checks.domain import ImageFacts, Rules, VmFacts, disk_files
 from ftkvm.core.checks.vm import CHECKS
+from ftkvm.core.ft_settings import effective
 from ftkvm.core.ha import settings
 from ftkvm.engine.shape import as_if_never_a_secondary
 from ftkvm.ports import DatastoreUnreachable
@@ -37,17 +38,18 @@ def look_at_vm(ctx: AgentContext, record: VmRecord, xml: str, *, for_ft: bool = 
     xml = as_if_never_a_secondary(xml)  # a promoted one shows our own -incoming
     files = disk_files(xml).values()
     images = bounded(ctx, lambda: _image_facts(list(files)), "images of " + record.name, 10.0)
-    rules = rules_of(ctx)
+    rules = rules_of(ctx, record)
     given = ctx.cluster.current().settings
     no_ha = not settings.in_force(given)["ha.enabled"] or settings.vm_settings(given, record.ha).priority == "disabled"
     facts = replace(VmFacts.of(xml, rules, images), ha_disabled=no_ha)
     return model.run(f"vm {record.name}", CHECKS, facts, for_ft=for_ft, vm=record.name)
 
 
-def rules_of(ctx: AgentContext) -> Rules:
-    """What the checks of a VM need to know of this cluster."""
+def rules_of(ctx: AgentContext, record: VmRecord) -> Rules:
+    """What the checks of a VM need to know of this cluster, and of the VM's settings."""
     bridge, emulation = ctx.config.vm_bridges[0], emulation_allowed(ctx)
-    return Rules(datastore=str(ctx.config.datastore), bridge=bridge, emulation=emulation)
+    return Rules(datastore=str(ctx.config.datastore), bridge=bridge, emulation=emulation,
+                 copied=effective(record.ft_settings)["ft.disks"] == "copy")  # fmt: skip
 
 
 def emulation_allowed(ctx: AgentContext) -> bool:

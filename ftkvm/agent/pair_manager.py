@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from . import fitness
 from .cold_start import ColdStart
 from .context import AgentContext
 from .figures import DEFAULT_INTERVAL_MS
+from .own_images import remove_lost
 from .pair_life import PairLife
 from .pair_secondary import prepare
 from .pair_worker import PairWorker
@@ -256,6 +257,11 @@ class PairManager:
         epochs = self._run(store.epochs, "read epochs")
         settings = effective((self._read(store.vm) or {}).get("ft", {}).get("settings", {}))
         interval_ms = DEFAULT_INTERVAL_MS
+
+        def told(step: int, steps: int, text: str) -> None:
+            worker.operation_step = text
+            progress(step, steps, text)
+
         plan = Protect(
             self.ctx,
             store,
@@ -267,7 +273,8 @@ class PairManager:
             uncompared_frames=str(settings["ft.uncompared_frames"]),
             compare_timeout_ms=int(settings["ft.compare_timeout_ms"]),
             max_switchover_s=float(settings["ft.max_switchover_seconds"]),
-            progress=progress,
+            copied=settings["ft.disks"] == "copy",
+            progress=told,
             cancelled=worker.cancel_operation.is_set,
             on_record=worker.new_epoch,
         )
@@ -364,7 +371,7 @@ class PairManager:
             worker.cancel_operation.clear()
             yield
         finally:
-            worker.operation_name = None
+            worker.operation_name = worker.operation_step = None
             worker.operation_lock.release()
 
     # -- power ---------------------------------------------------------------------------------------------
@@ -493,8 +500,10 @@ class PairManager:
         epoch = worker.spec.epoch if worker.spec else None
         return {"qemu": str(state), "epoch": epoch, "reset_age_ms": worker.reset_age_ms()}
 
-    def destroy_for_peer(self, uuid: str, epoch: int, reason: str) -> dict[str, Any]:
+    def destroy_for_peer(self, uuid: str, epoch: int, reason: str, copied: Sequence[str] = ()) -> dict[str, Any]:
         """Kill this host's copy of ``epoch`` because the asker owns the VM now. A copy of a later epoch stays.
+
+        :param copied: its images, if they are on this host's own disks; they go too
 
         safety: the asker is an agent of the cluster (its certificate says so). An *abandoned* copy is a secondary whose
         pair record was never written, or which never was whole: it holds no state that could go live. Any other is
@@ -504,11 +513,24 @@ class PairManager:
         worker = self.workers.get(uuid)
         spec = worker.spec if worker is not None else None
         if worker is None or spec is None or worker.vm.pid() is None:
-            return {"destroyed": worker is None or worker.vm.pid() is None}
+            gone = worker is None or worker.vm.pid() is None
+            if gone and (worker is not None or uuid not in self.domains.running()):
+                self._remove_copy(uuid, epoch, copied)
+            return {"destroyed": gone}
         if spec.epoch > epoch or not self._may_be_ended(worker, spec, reason):
             raise FtkvmError("FTKVM-522", vm=worker.name, host=self.ctx.host, epoch=epoch)
         worker.destroy_own(Reason(reason))
-        return {"destroyed": worker.vm.pid() is None}
+        gone = worker.vm.pid() is None
+        if gone:
+            self._remove_copy(uuid, epoch, copied)
+        return {"destroyed": gone}
+
+    def _remove_copy(self, uuid: str, epoch: int, copied: Sequence[str]) -> None:
+        """Images of a secondary that will never go live; its QEMU is gone (libvirt may not have noticed yet)."""
+        if copied:
+            store = PairStore(self.ctx.datastore, uuid)
+            gone = self._run(lambda: remove_lost(store, self.ctx.host, epoch, copied), "remove images")
+            log.info("%s: removed %s", uuid, ", ".join(gone) or "nothing")
 
     def _may_be_ended(self, worker: PairWorker, spec: PairSpec, reason: str) -> bool:
         try:
@@ -559,6 +581,7 @@ class PairManager:
             "secondary_host": pair.secondary.host if pair is not None and not decided else None,
             "epoch": pair.epoch if pair else 0,
             "operation": worker.operation_name,
+            "step": worker.operation_step,
             "warnings": [*_warnings(records.ft_settings), *_mute(observation, worker.settings)],
             **figures,
             "lockstep": str(shade) if shade else None,

@@ -19,6 +19,7 @@ from ..engine.shape import Shape, secondary_xml
 from ..keeper.model import PairSpec, PeerSpec
 from .context import AgentContext
 from .guarded import require_guard
+from .own_images import make_room
 from .pair_worker import PairWorker
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ ACCEPT_TIMEOUT_S = 150.0
 def prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any]) -> dict[str, Any]:
     """Start the secondary of an epoch and answer where it listens.
 
-    :param request: ``vm``, ``epoch``, ``primary`` (host), ``xml`` (migratable), ``disks`` (target → image)
+    :param request: ``vm``, ``epoch``, ``primary`` (host), ``xml`` (migratable), ``disks`` (target → image); of images
+        that are this host's own: ``sizes`` (target → bytes), ``stale`` (older ones, to go), ``wait_s`` (for the copy)
     :raises FtkvmError: FTKVM-520 when a copy of this VM is on this host already (anti-affinity), FTKVM-521 on failure;
         nothing is left behind then; FTKVM-622 this host's heartbeat is not written
     """
@@ -64,12 +66,17 @@ def prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any]) -> d
 def _prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any], spec: PairSpec) -> dict[str, Any]:
     disks: dict[str, str] = request["disks"]
     overlays = {target: Overlays.beside(image) for target, image in disks.items()}
+    sizes: dict[str, int] = request.get("sizes") or {}
+    if sizes:
+        make_room(spec.vm, ctx.host, disks, sizes, request["stale"])
     for target, image in disks.items():
         overlay = parse_overlay(image)
         if overlay is None or overlay.epoch != spec.epoch:
             raise FtkvmError(
                 "FTKVM-521", vm=spec.vm, host=ctx.host, detail=f"{image} is no overlay of epoch {spec.epoch}"
             )
+        if sizes:
+            images.create_empty(image, int(sizes[target]))
         size = images.chain(image)[0].virtual_bytes
         images.create_empty(overlays[target].hidden, size)
         images.create_empty(overlays[target].active, size)
@@ -82,7 +89,7 @@ def _prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any], spe
     nics = {nic.alias: NicPorts(ports[1 + 2 * index], ports[2 + 2 * index]) for index, nic in enumerate(shape.nics)}
     secondary.prepare(monitor, shape, overlays, ctx.config.ft, ports[0], nics)
     listener = socket.create_server((ctx.config.ft, 0), backlog=1)
-    listener.settimeout(ACCEPT_TIMEOUT_S)
+    listener.settimeout(ACCEPT_TIMEOUT_S + float(request.get("wait_s", 0.0)))
     threading.Thread(target=_accept, args=(worker, listener, request["primary"]), name="incoming", daemon=True).start()
     return {
         "address": ctx.config.ft,

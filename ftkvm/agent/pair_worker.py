@@ -72,6 +72,8 @@ class PairWorker:
         self.failover: FailoverFigures | None = None
         self.operation_lock = threading.Lock()  # held while an operation of ours changes this pair
         self.operation_name: str | None = None
+        self.operation_step: str | None = None
+        """What that operation is doing now, in words."""
         self.turn_lock = threading.Lock()  # held during each turn
         self.cancel_operation = threading.Event()
         self.decision: core.Decision | None = None

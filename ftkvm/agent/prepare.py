@@ -43,7 +43,7 @@ class Prepare:
     def prepare_here(self, uuid: str, *, dry_run: bool, discard: bool = False) -> Json:
         """As :meth:`prepare`, with the images that this host sees."""
         record = self._service.vms.find(uuid)
-        xml, rules = self._service.vms.definition(record.uuid), ft_checks.rules_of(self._ctx)
+        xml, rules = self._service.vms.definition(record.uuid), ft_checks.rules_of(self._ctx, record)
         todo = planned(self._ctx, record, xml, rules)
         mended = mend(xml, rules, todo)
         if mended.changes and not dry_run:

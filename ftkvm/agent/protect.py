@@ -28,12 +28,15 @@ from . import holds, steps
 from .context import AgentContext
 from .local_vm import LocalVm
 from .merging import merge_chain, merge_overlays, resume_left_standing
+from .own_images import require_own_images, stale_on
 from .records import CopyPlace, OperationDoc, PairDoc, PairStore
 from .waits import await_done, require_short
 
 log = logging.getLogger(__name__)
 
 MIRROR_TIMEOUT_S = 120.0
+SLOWEST_COPY_BYTES_S = 4 << 20
+"""A full copy that is slower than this is given up."""
 COPY_TIMEOUT_S = 120.0
 LOCKSTEP_TIMEOUT_S = 20.0
 PEER_CHECK_S = 1.5
@@ -80,6 +83,8 @@ class Protect:
     uncompared_frames: str
     compare_timeout_ms: int
     max_switchover_s: float
+    copied: bool
+    """Each side has whole images on its own host's disks (``ft.disks=copy``)."""
     progress: Progress
     cancelled: Callable[[], bool]
     on_record: Callable[[PairSpec], None]
@@ -89,6 +94,8 @@ class Protect:
     _secondary_boot_id: str = ""
     _owner: int | None = None
     _stopped_at: float = 0.0
+    _copy_timeout_s: float = 0.0
+    _copied_percent: int = -1
 
     def run(self) -> PairDoc:
         """All steps in order.
@@ -103,6 +110,7 @@ class Protect:
             self.epoch,
             self.secondary,
             original_disks={disk.target: disk.source for disk in shape.disks},
+            copied=self.copied,
         )
         started = time.monotonic()
         for number, step in enumerate(STEPS, 1):
@@ -131,8 +139,16 @@ class Protect:
     # -- steps ---------------------------------------------------------------------------------------------
 
     def freeze_disks(self) -> None:
-        """New overlays on top, unless the present ones hold little: then the mirror copies that little."""
+        """New overlays on top, unless the present ones hold little: then the mirror copies that little.
+
+        With images of its own each side keeps what it has: nothing is shared, so nothing has to stand still.
+        """
         shape = self.vm.shape()
+        if self.copied:
+            require_own_images(str(self.ctx.config.datastore), self.vm.name, shape.disks)
+            self.journal.primary_disks = {disk.target: disk.source for disk in shape.disks}
+            self.store.save_operation(self.journal)
+            return
         wanted: dict[str, str] = {}
         for disk in shape.disks:
             chain = images.chain(disk.source)
@@ -152,17 +168,25 @@ class Protect:
         self.vm.shape(fresh=True)
 
     def create_images(self) -> None:
-        """The secondary's overlay on the same backing image; nothing is copied."""
+        """The secondary's overlay on the same backing image; nothing is copied. Whole images its own host makes."""
         shape = self.vm.shape()
         self.journal.secondary_disks = {
             disk.target: overlay_path(disk.source, self.epoch, Side.SECONDARY) for disk in shape.disks
         }
         self.store.save_operation(self.journal)
-        for disk in shape.disks:
+        for disk in () if self.copied else shape.disks:
             backing = images.chain(disk.source)[1]
             images.create_overlay(self.journal.secondary_disks[disk.target], backing.path, backing.image_format)
 
+    def _sizes(self) -> dict[str, int]:
+        """Size of each disk in bytes, if the secondary's host is to make whole images."""
+        if not self.copied:
+            return {}
+        return {disk.target: images.chain(disk.source)[0].virtual_bytes for disk in self.vm.shape().disks}
+
     def start_secondary(self) -> None:
+        sizes = self._sizes()
+        self._copy_timeout_s = MIRROR_TIMEOUT_S + sum(sizes.values()) / SLOWEST_COPY_BYTES_S
         answer = self.ctx.peers.call(
             self.secondary,
             "POST",
@@ -173,6 +197,9 @@ class Protect:
                 "primary": self.ctx.host,
                 "xml": self.vm.domains.xml(self.vm.uuid, migratable=True),
                 "disks": self.journal.secondary_disks,
+                "sizes": sizes,
+                "stale": self._stale() if self.copied else [],
+                "wait_s": self._copy_timeout_s,
             },
             timeout_s=60.0,
         )
@@ -193,16 +220,28 @@ class Protect:
         for nic in shape.nics:
             primary.add_nic_channels(monitor, nic, self._end().nics[nic.alias], self._end().address, sockets[nic.alias])
 
+    def _stale(self) -> list[str]:
+        return stale_on(self.store, self.secondary, self.journal.primary_disks.values())
+
     def mirror_disks(self) -> None:
-        monitor = self.vm.monitor()
-        for disk in self.vm.shape().disks:
-            primary.start_mirror(monitor, disk, self._end())
-        for disk in self.vm.shape().disks:
-            self._await(
-                f"mirror of {disk.target}",
-                lambda disk=disk: primary.mirror_ready(monitor, disk),  # type: ignore[misc]
-                MIRROR_TIMEOUT_S,
-            )
+        monitor, disks = self.vm.monitor(), self.vm.shape().disks
+        for disk in disks:
+            primary.start_mirror(monitor, disk, self._end(), whole=self.copied)
+
+        def ready() -> bool:
+            if self.copied:
+                done, of = primary.mirrored_bytes(monitor, disks)
+                self._tell_copied(100 * done // of if of else 0)
+            return all(primary.mirror_ready(monitor, disk) for disk in disks)
+
+        what = f"mirror of {', '.join(disk.target for disk in disks)}"
+        self._await(what, ready, self._copy_timeout_s, 0.2 if self.copied else 0.02)
+
+    def _tell_copied(self, percent: int) -> None:
+        if percent != self._copied_percent:
+            self._copied_percent = percent
+            number = steps.PROTECT.index("mirror") + 1
+            self.progress(number, len(STEPS), f"copy the disks to {self.secondary}: {percent} %")
 
     def copy_memory(self) -> None:
         monitor = self.vm.monitor()
@@ -274,6 +313,7 @@ class Protect:
             CopyPlace(self.ctx.host, self.journal.primary_disks, self.ctx.boot_id),
             CopyPlace(self.secondary, self.journal.secondary_disks, self._secondary_boot_id),
             self._owner,
+            self.copied,
         )
 
     def spec(self, pair: PairDoc) -> PairSpec:
@@ -312,7 +352,7 @@ def undo_protect(ctx: AgentContext, store: PairStore, vm: LocalVm, journal: Oper
             journal.secondary or "",
             "POST",
             f"/v1/peer/pairs/{vm.uuid}/destroy",
-            {"epoch": journal.epoch, "reason": str(Reason.ABANDONED)},
+            {"epoch": journal.epoch, "reason": str(Reason.ABANDONED), "images": journal.own_images},
             timeout_s=10.0,
         )
     if vm.pid() is not None:
@@ -327,7 +367,7 @@ def undo_protect(ctx: AgentContext, store: PairStore, vm: LocalVm, journal: Oper
                 if path != journal.original_disks.get(target)
             },
         )
-    for path in journal.secondary_disks.values():
+    for path in () if journal.copied else journal.secondary_disks.values():
         images.remove_copy(path)
     store.clear_operation()
 

@@ -53,6 +53,7 @@ class PairDoc:
     ``owner``: the number of the VM's owner file at that moment, which names the primary's host. While it is the newest,
     this epoch says who may run the VM; a later one was written by the epoch's winner or after its end, and says it
     itself. None: written by a version that did not note it.
+    ``copied``: each side's images are whole ones on its own host's disks (``ft.disks=copy``), nowhere else.
     """
 
     uuid: str
@@ -61,6 +62,7 @@ class PairDoc:
     primary: CopyPlace
     secondary: CopyPlace
     owner: int | None = None
+    copied: bool = False
 
     def core(self) -> CoreRecord:
         return CoreRecord(self.epoch, self.primary.host, self.secondary.host)
@@ -76,12 +78,14 @@ class PairDoc:
             "primary": self.primary.to_json(),
             "secondary": self.secondary.to_json(),
             "owner": self.owner,
+            "copied": self.copied,
         }
 
     @classmethod
     def from_json(cls, doc: dict[str, Any]) -> "PairDoc":
         primary, secondary = (CopyPlace.from_json(doc[side]) for side in ("primary", "secondary"))
-        return cls(doc["uuid"], doc["vm"], int(doc["epoch"]), primary, secondary, doc.get("owner"))
+        return cls(doc["uuid"], doc["vm"], int(doc["epoch"]), primary, secondary, doc.get("owner"),
+                   bool(doc.get("copied", False)))  # fmt: skip
 
 
 @dataclass
@@ -101,7 +105,13 @@ class OperationDoc:
     secondary_disks: dict[str, str] = field(default_factory=dict)
     original_disks: dict[str, str] = field(default_factory=dict)
     undoing: bool = False
+    copied: bool = False  # of a protect: as in PairDoc
     disabled: dict[str, Any] | None = None  # of a turn-off that is a `disable`: what it keeps
+
+    @property
+    def own_images(self) -> list[str]:
+        """The images that only the secondary's host has, and has to remove itself."""
+        return list(self.secondary_disks.values()) if self.copied else []
 
     def is_protect_after(self, epoch: int) -> bool:
         """A protect whose pair was not recorded; ``epoch``: the newest that is, or 0."""

@@ -90,7 +90,7 @@ def _end_waiting(ctx: AgentContext, worker: PairWorker, journal: OperationDoc) -
     One that is not reached ends by itself.
     """
     path = f"/v1/peer/pairs/{worker.uuid}/destroy"
-    body = {"epoch": journal.epoch, "reason": str(Reason.ABANDONED)}
+    body = {"epoch": journal.epoch, "reason": str(Reason.ABANDONED), "images": journal.own_images}
     try:
         ctx.peers.call(journal.secondary or "", "POST", path, body, timeout_s=5.0)
     except FtkvmError as error:

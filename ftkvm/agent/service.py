@@ -197,7 +197,7 @@ class Service:
             raise places.silent[host]
         # Both hosts of an epoch that has no winner answered, and have no copy: else this had been refused above.
         cold_epoch, cold_winner = self.vms.undecided_epoch(record) or (None, None)
-        target = host or self.admission.place(record, self._well(), places)
+        target = host or self.vms.home(record, cold_winner) or self.admission.place(record, self._well(), places)
         self.admission.require_start(record, target, places)
         body = {"owner": number, "cold_epoch": cold_epoch, "cold_winner": cold_winner}
         return self._ctx.peers.call(target, "POST", f"/v1/local/vms/{record.uuid}/start", body, _HAND_OVER_TIMEOUT_S)
@@ -461,7 +461,7 @@ class Service:
         """
         ft_checks.require_ready(self._ctx)
         xml = self.vms.definition(record.uuid)
-        todo = planned(self._ctx, record, xml, ft_checks.rules_of(self._ctx))
+        todo = planned(self._ctx, record, xml, ft_checks.rules_of(self._ctx, record))
         new_xml = on_new_images(xml, todo).xml
         ft_checks.require_suitable(self._ctx, record, new_xml)
         owner, _host = self.vms.owner(record.uuid)  # before looking: a start in between then takes the next number
@@ -573,8 +573,13 @@ class Service:
             self._require_known(record, places)
             if not also_off:
                 raise FtkvmError("FTKVM-102", vm=record.name)
-        target = main[0] if main else self._ctx.host
+        target = main[0] if main else self._home(record) or self._ctx.host
         return self._ctx.peers.call(target, "POST", f"/v1/local/vms/{record.uuid}/{action}", body, _HAND_OVER_TIMEOUT_S)
+
+    def _home(self, record: VmRecord) -> str | None:
+        """The host that has the disks of a VM that is off, if it is only one; an undecided epoch's primary has them."""
+        _epoch, primary = self.vms.undecided_epoch(record) or (None, None)
+        return self.vms.home(record, primary)
 
     def _may_run(self, record: VmRecord, places: Places) -> set[str]:
         """Hosts that do not answer and could have a copy: the last owner, and the hosts of its pairs."""

@@ -17,6 +17,7 @@ from . import holds, steps
 from .cold_start import ColdStart
 from .context import AgentContext
 from .merging import merge_chain, resume_left_standing
+from .own_images import define_on
 from .pair_worker import PairWorker
 from .protect import fault_point
 from .records import OperationDoc, PairDoc, PairStore
@@ -61,8 +62,16 @@ def turn_off_stopped(
     ctx, store = cold.ctx, cold.store
     pair = ctx.workers.run(store.latest, 5.0, "read pair records")
     if pair is not None and not isinstance(ctx.workers.run(lambda: store.winner(pair.epoch), 5.0, "winner"), Winner):
+        cold.require_home(pair.primary.host)
         cold.end_epoch(pair.epoch, pair.primary.host)
+    cold.require_home(None)
     newest = cold.images(progress)
+    if pair is not None and pair.copied:
+        define_on(ctx, store.uuid, newest)
+        progress(1, 1, "FT is off")
+        store.set_ft_off(kept)
+        store.clear_operation()
+        return
     for number, (target, top) in enumerate(sorted(newest.items()), 1):
         progress(number, len(newest) + 1, f"merge the overlays of {target}")
         chain = [image.path for image in images.chain(top)]
@@ -129,7 +138,11 @@ class _TurnOff:
                 self.pair.secondary.host,
                 "POST",
                 f"/v1/peer/pairs/{self.worker.uuid}/destroy",
-                {"epoch": self.pair.epoch, "reason": str(Reason.TURN_OFF)},
+                {
+                    "epoch": self.pair.epoch,
+                    "reason": str(Reason.TURN_OFF),
+                    "images": list(self.pair.secondary.disks.values()) if self.pair.copied else [],
+                },
                 timeout_s=5.0,
             )
         except FtkvmError as error:
@@ -144,6 +157,10 @@ class _TurnOff:
         holds.stop(self.ctx, self.worker.uuid)
 
     def merge(self) -> None:
+        if self.pair is not None and self.pair.copied:  # nothing was put on top of anything
+            newest = {disk.target: disk.source for disk in self.worker.vm.shape(fresh=True).disks}
+            define_on(self.ctx, self.worker.uuid, newest)
+            return
         vm = self.worker.vm
         for disk in vm.shape(fresh=True).disks:
             merge_chain(self.ctx, vm, disk.target)

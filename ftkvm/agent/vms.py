@@ -33,7 +33,8 @@ if TYPE_CHECKING:  # libvirt's binding exists on hosts only
 log = logging.getLogger(__name__)
 _LIST_TIMEOUT_S = 0.7
 _FORGET_TIMEOUT_S = 20.0
-_NOTHING_RUNS = frozenset({"FTKVM-106", "FTKVM-107", "FTKVM-111", "FTKVM-115", "FTKVM-118", "FTKVM-331"})
+_NOTHING_RUNS = frozenset({"FTKVM-106", "FTKVM-107", "FTKVM-111", "FTKVM-115", "FTKVM-118", "FTKVM-172", "FTKVM-174",
+                           "FTKVM-331"})  # fmt: skip
 """Errors of a start after which certainly neither QEMU nor qemu-img works on the images."""
 _BUSY = {"start": "starting", "prepare": "preparing", "enable": "preparing"}
 """Operations that keep everybody else from a VM that has no QEMU, and how that is shown."""
@@ -282,6 +283,7 @@ class Vms:
 
         :raises FtkvmError: FTKVM-103 somebody else started it meanwhile, FTKVM-106/107 libvirt refused,
             FTKVM-129/132 it is none that runs here, FTKVM-111/115/118 which images are the last is not decided,
+            FTKVM-172/174 they are not here,
             FTKVM-622 this host cannot guard it now
         """
         progress(1, 3, f"taking the VM for {self._ctx.host}")
@@ -290,9 +292,10 @@ class Vms:
         xml = self.definition(record.uuid)
         facts = VmFacts.of(xml, Rules(datastore=str(self._ctx.config.datastore)))
         model.require(model.run(record.name, CHECKS, facts, for_ft=False, vm=record.name))
+        cold = ColdStart(self._ctx, record.name, PairStore(self._ctx.datastore, record.uuid), xml)
+        cold.require_home(cold_winner)
         if why == "started":
             note_power(self._ctx, record.uuid, on=True)
-        cold = ColdStart(self._ctx, record.name, PairStore(self._ctx.datastore, record.uuid), xml)
         cold.end_epoch(cold_epoch, cold_winner)  # before the owner file, which is the later word of the two
         self.claim(record, expected_owner, why)
         progress(2, 3, "finding its newest images")
@@ -391,6 +394,11 @@ class Vms:
             return {pair.primary.host, pair.secondary.host}
 
         return hosts | bounded(self._ctx, of_the_pair, f"ft/{record.uuid}")
+
+    def home(self, record: VmRecord, cold_winner: str | None = None) -> str | None:
+        """The only host a VM that is off may be started on (``ft.disks=copy``); None: any. See :class:`ColdStart`."""
+        store = PairStore(self._ctx.datastore, record.uuid)
+        return ColdStart(self._ctx, record.name, store, self.definition(record.uuid)).home(cold_winner)
 
     def has_old_pair_record(self, record: VmRecord) -> bool:
         """Whether the VM's newest pair was recorded by a version that did not note boots and owner."""

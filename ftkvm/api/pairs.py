@@ -18,7 +18,8 @@ def router(pairs: PairManager) -> APIRouter:
 
     @routes.post("/pairs/{uuid}/destroy")
     def peer_destroy(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
-        return pairs.destroy_for_peer(uuid, int(request["epoch"]), str(request["reason"]))
+        copied = [str(path) for path in request.get("images", ())]
+        return pairs.destroy_for_peer(uuid, int(request["epoch"]), str(request["reason"]), copied)
 
     @routes.post("/pairs/{uuid}/end-secondary")
     def peer_end_secondary(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008

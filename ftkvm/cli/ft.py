@@ -163,6 +163,8 @@ def _render(document: Json) -> Group:
         pair = entry["pair"] or {}
         if entry["ft"] and pair.get("cause"):
             parts.append(Text(f"{entry['name']}: {pair['cause']}", style="yellow"))
+        if pair.get("step"):
+            parts.append(Text(f"{entry['name']}: {pair['operation']}: {pair['step']}"))
     for entry in vms:
         pair = entry["pair"] or {}
         if pair.get("lockstep") in ("yellow", "red"):

@@ -41,6 +41,9 @@ SETTINGS: dict[str, Setting] = {
         Setting("ft.uncompared_frames", "hold", "frames COLO does not compare (IPv6, VLAN): wait for a checkpoint, "
                 "are dropped, or leave uncompared (warning: a failover may contradict them)", NEXT,
                 ("hold", "block", "allow")),
+        Setting("ft.disks", "shared", "shared: the images are on the datastore, and nothing is copied; copy: they are "
+                "on disks of the hosts, the second copy gets whole images of its own, copied each time it is made",
+                NEXT, ("shared", "copy")),
         Setting("ft.checkpoint_min_ms", 100, "shortest time between checkpoints", NOW, low=20, high=10000),
         Setting("ft.checkpoint_max_ms", 1000, "longest time between checkpoints", NOW, low=20, high=10000),
         Setting("ft.max_switchover_seconds", 8, "a protect that would stop the VM longer is given up", NEXT,

@@ -31,6 +31,29 @@ def side_that_went_on(record: PairRecord, winner: Winner) -> Role:
     return Role.SECONDARY
 
 
+def home(record: PairRecord, winner: Winner) -> str:
+    """The only host that has the newest images, of a pair whose sides have images of their own.
+
+    safety: this is all that keeps a start from taking the loser's images, which look just like the winner's. It rests
+    on the same file that decided who went on, so there is no moment at which the two could differ; and images change
+    hands in no other way: a VM with disks of one host is not migrated, and a pair is only made where its images are.
+    """
+    return record.primary if side_that_went_on(record, winner) is Role.PRIMARY else record.secondary
+
+
+def still_meant(files: Mapping[str, str], images: Mapping[str, str]) -> bool:
+    """Whether a definition's disks (target → file) are those that a pair's ``images`` were made of.
+
+    If somebody has defined the VM with other disks since, the pair's are not its own any more.
+    """
+    return all(_base(files.get(target, "")) == _base(path) for target, path in images.items())
+
+
+def _base(path: str) -> str:
+    overlay = parse_overlay(path)
+    return overlay.base if overlay else path
+
+
 @dataclass(frozen=True)
 class Papers:
     """What the records say of a VM's disks, by target: ``begun`` and ``last`` as in the module's description.
@@ -42,6 +65,8 @@ class Papers:
     last: Mapping[str, str] = field(default_factory=dict)
     last_side: Role | None = None
     last_epoch: int = 0
+    copied: bool = False
+    """``last`` are whole images on the disks of one host (``home``); nothing else has what they hold."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +95,19 @@ def plan_disk(target: str, base: str, papers: Papers, usable: Callable[[str], bo
     if below == last and papers.last_side is Role.SECONDARY and usable(scratch(last, Side.ACTIVE)):
         return DiskPlan(below, settle=below)
     return DiskPlan(below)
+
+
+def plan_copied(target: str, papers: Papers, exists: Callable[[str], bool]) -> DiskPlan | None:
+    """The newest image of a disk that each side has whole; None: it is gone, and no other image may take its place.
+
+    safety: unlike with a shared base a file that is missing was not merged into anything: nothing ever is. The user's
+    image may be as old as the first failover.
+    """
+    last = papers.last.get(target)
+    if last is None or not exists(last):
+        return None
+    unsettled = papers.last_side is Role.SECONDARY and exists(scratch(last, Side.ACTIVE))
+    return DiskPlan(last, settle=last if unsettled else None)
 
 
 def scratch(image: str, side: Side) -> str:

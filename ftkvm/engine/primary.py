@@ -7,7 +7,7 @@ writes that the guest believes done.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,8 +76,11 @@ def suppress_vmdesc(monitor: MonitorPort, suppressed: bool = True) -> None:
 # --- disks -------------------------------------------------------------------------------------------------
 
 
-def start_mirror(monitor: MonitorPort, disk: Disk, endpoints: Endpoints) -> None:
-    """Copy what the top image holds to the secondary's image, and keep copying while the guest writes."""
+def start_mirror(monitor: MonitorPort, disk: Disk, endpoints: Endpoints, *, whole: bool = False) -> None:
+    """Copy what the top image holds to the secondary's image, and keep copying while the guest writes.
+
+    :param whole: copy the whole disk: the secondary's image shares nothing with ours
+    """
     names = DiskNames(disk.target)
     if names.nbd not in graph.node_names(monitor):
         monitor.execute(
@@ -93,7 +96,13 @@ def start_mirror(monitor: MonitorPort, disk: Disk, endpoints: Endpoints) -> None
     if names.mirror_job not in graph.jobs(monitor):
         monitor.execute(
             "blockdev-mirror",
-            {"job-id": names.mirror_job, "device": node, "target": names.nbd, "sync": "top", "auto-dismiss": True},
+            {
+                "job-id": names.mirror_job,
+                "device": node,
+                "target": names.nbd,
+                "sync": "full" if whole else "top",
+                "auto-dismiss": True,
+            },
         )
 
 
@@ -103,6 +112,13 @@ def mirror_ready(monitor: MonitorPort, disk: Disk) -> bool:
     if job is None or job.get("error"):
         raise EngineError(f"the mirror of {disk.target} ended: {(job or {}).get('error', 'no job')}")
     return bool(job["status"] == "ready")
+
+
+def mirrored_bytes(monitor: MonitorPort, disks: Iterable[Disk]) -> tuple[int, int]:
+    """(done, of) of all mirrors together; what the guest writes meanwhile counts too."""
+    running = graph.jobs(monitor)
+    found = [running[name] for disk in disks if (name := DiskNames(disk.target).mirror_job) in running]
+    return sum(int(job["current-progress"]) for job in found), sum(int(job["total-progress"]) for job in found)
 
 
 def stop_mirror(monitor: MonitorPort, disk: Disk, *, force: bool) -> None:

@@ -64,3 +64,12 @@ def test_a_warning_refuses_nothing() -> None:
     assert found.compliant
     said = found.to_json()
     assert said["findings"][0]["doc"] == "docs/messages.md#ftkvm-133"
+
+
+@pytest.mark.parametrize(("source", "codes"), [("/var/lib/vm/a.qcow2", []), ("/srv/ft/a.qcow2", ["FTKVM-173"]),
+                                               ("/var/../srv/ft/a.qcow2", ["FTKVM-173"])])  # fmt: skip
+def test_with_copied_disks_they_are_on_the_hosts_own(source: str, codes: list[str]) -> None:
+    text = (Path(__file__).parent / "vm" / "plain-q35.xml").read_text().replace("/srv/ft/a.qcow2", source)
+    assert source in text
+    facts = VmFacts.of(text, replace(RULES, copied=True))
+    assert [each.code for each in run("vm", CHECKS, facts, vm="vm1").findings] == codes

@@ -9,7 +9,18 @@ import pytest
 from ftkvm.adapters.datastore import DirectoryDatastore
 from ftkvm.agent import vm_file
 from ftkvm.agent.ha.store import HaStore
-from ftkvm.core.ha.model import Heartbeat, HostMode, IsolationResponse, Lease, Owner, OwnerWhy, Priority, Roles
+from ftkvm.core.ha.model import (
+    Heartbeat,
+    HostCapacity,
+    HostMode,
+    IsolationResponse,
+    Lease,
+    Owner,
+    OwnerWhy,
+    Priority,
+    Roles,
+)
+from ftkvm.core.ha.placing import Room
 from ftkvm.ports import CorruptFile, Json
 
 XML = """<domain type='kvm'><name>{name}</name><memory unit='MiB'>{mib}</memory><vcpu>2</vcpu><devices>
@@ -226,3 +237,41 @@ class CountingDatastore(DirectoryDatastore):
     def read_text(self, path: str) -> str | None:
         self._reads.append(path)
         return super().read_text(path)
+
+
+def test_a_vm_whose_disks_are_converted_is_not_wanted_on_for_that(
+    store: HaStore, directory: DirectoryDatastore
+) -> None:
+    """Nobody ever started it, so no word tells what is wanted: its owner does, and this one does not run it."""
+    put_vm(directory, "a")
+    put_owner(directory, "a", 1, "host2", why="preparing")
+    assert [vm.power for vm in store.read_vms({}).vms] == [False]
+    put_owner(directory, "a", 2, "host2", why="started")
+    assert [vm.power for vm in store.read_vms({}).vms] == [True]
+
+
+@pytest.mark.parametrize(("winner", "reason", "home"), [(None, "", "host2"), ("host2", "colo-exit", "host2"),
+                         ("host3", "colo-exit", "host3"), ("host3", "guest-shutdown", "host2")])  # fmt: skip
+def test_a_vm_whose_images_are_on_one_hosts_disks_is_restarted_there_only(
+    store: HaStore, directory: DirectoryDatastore, winner: str | None, reason: str, home: str
+) -> None:
+    put_vm(directory, "a", power="on")
+    own = {"vda": "/var/lib/vm/a.qcow2"}
+    places = {"primary": {"host": "host2", "disks": own}, "secondary": {"host": "host3", "disks": own}}
+    disk = "<disk type='file'><source file='{}'/><target dev='vda'/></disk></devices>"
+    xml = XML.format(name="a", mib=512)
+    directory.replace_text("vms/a/domain.xml", xml.replace("</devices>", disk.format(own["vda"])))
+    directory.create_once("ft/a/epoch-0004.pair", {"epoch": 4, **places, "owner": 0, "copied": True})
+    if winner is not None:
+        directory.create_once("ft/a/epoch-0004.winner", {"host": winner, "reason": reason})
+    [vm] = store.read_vms({}).vms
+    assert vm.ft is not None and vm.ft.home == home
+    roomy = HostCapacity(10_000, 10_000, frozenset({"br-vm"}))
+    other = {"host2": "host3", "host3": "host2"}[home]
+    assert Room({"host1": roomy, "host2": roomy, "host3": roomy}).place(vm) == home
+    without = Room({"host1": roomy, other: roomy})
+    assert without.place(vm) is None
+    assert f"its disks are on {home}" in without.why_nowhere(vm)
+    directory.replace_text("vms/a/domain.xml", xml.replace("</devices>", disk.format("/srv/ft/a.qcow2")))
+    [moved] = store.read_vms({}).vms
+    assert moved.ft is not None and moved.ft.home is None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ftkvm.core.checks.domain import disk_files
 from ftkvm.core.ha.model import Heartbeat, HostMode, Lease, Owner, OwnerWhy, Roles
 from ftkvm.ports import CorruptFile, Json
 
@@ -70,11 +71,12 @@ def owner(number: int, document: Json) -> Owner:
 
 @dataclass(frozen=True)
 class Definition:
-    """What placement needs of a domain's XML: memory in MiB, number of CPUs, bridges of its interfaces."""
+    """What placement needs of a domain's XML: memory in MiB, number of CPUs, bridges, files of its disks."""
 
     memory_mb: int
     cpus: int
     bridges: frozenset[str]
+    disks: Mapping[str, str]
 
 
 def definition(path: str, xml: str) -> Definition:
@@ -91,14 +93,15 @@ def definition(path: str, xml: str) -> Definition:
     except (ET.ParseError, AssertionError, KeyError, ValueError) as error:
         raise CorruptFile("FTKVM-305", path=path, detail=f"no domain definition: {error!r}") from error
     sources = root.iterfind("./devices/interface[@type='bridge']/source")
-    return Definition(-(-size // _MIB), cpus, frozenset(source.get("bridge", "") for source in sources))
+    bridges = frozenset(source.get("bridge", "") for source in sources)
+    return Definition(-(-size // _MIB), cpus, bridges, disk_files(xml))
 
 
 def power(vm: Mapping[str, Any], newest: Owner) -> bool:
     """What is wanted: the word in its record, or for a VM from before it, whether somebody owns the VM."""
     word = vm.get("power")
     if word is None:
-        return newest.host is not None
+        return newest.host is not None and newest.why is not OwnerWhy.PREPARING
     if word not in ("on", "off"):
         raise ValueError(f"power is {word!r}, not on or off")
     return bool(word == "on")

@@ -23,7 +23,9 @@ from ftkvm.core.ha.model import (
     Vm,
 )
 from ftkvm.core.ha.settings import VmSettings, vm_settings
-from ftkvm.core.reasons import NOBODY_GOES_LIVE
+from ftkvm.core.newest import home, still_meant
+from ftkvm.core.pair import PairRecord, Winner
+from ftkvm.core.reasons import NOBODY_GOES_LIVE, Reason
 from ftkvm.ports import CorruptFile, Datastore, Json
 
 _NUMBERED = re.compile(r"(\d{7})\.json")
@@ -179,7 +181,7 @@ class HaStore:
             cpu_mhz=values.cpu_mhz,
             memory_mb=needed_memory_mb(values, settings, defined, ft=ft_enabled),
             bridges=defined.bridges,
-            ft=self._ft_epoch(uuid) if uuid in with_epochs else None,
+            ft=self._ft_epoch(uuid, defined.disks) if uuid in with_epochs else None,
             protected=ft_enabled,
         )
 
@@ -208,7 +210,7 @@ class HaStore:
         self._known[uuid] = known
         return known
 
-    def _ft_epoch(self, uuid: str) -> FtEpoch | None:
+    def _ft_epoch(self, uuid: str, disks: Mapping[str, str]) -> FtEpoch | None:
         """The newest epoch; its winner is asked for each time, for it is decided once, at any time."""
         epochs = [int(m.group(1)) for m in map(_PAIR.fullmatch, self._datastore.list(f"ft/{uuid}")) if m]
         if not epochs:
@@ -228,6 +230,7 @@ class HaStore:
                 winner_boot_id=str(won.get("boot_id", "")),
                 owner=document.get("owner"),
                 nobody=str(won.get("reason")) in NOBODY_GOES_LIVE,
+                home=_home(document, winner, disks) if document.get("copied") else None,
             )
 
         return understood(f"{path}.pair", pair or {}, decode)
@@ -272,3 +275,16 @@ class HaStore:
     def set_power(self, uuid: str, *, on: bool) -> None:
         """Note what is wanted of the VM. A VM that is not registered has nothing to note it in."""
         write_power(self._datastore, uuid, on=on)
+
+
+def _home(pair: Json, winner: Json | None, disks: Mapping[str, str]) -> str | None:
+    """As ``core.newest.home``; an epoch that nobody has won would be won for its primary (``lost``).
+
+    None: the VM has other ``disks`` (target → file) by now.
+    """
+    if not still_meant(disks, pair["primary"]["disks"]):
+        return None
+    record = PairRecord(int(pair["epoch"]), str(pair["primary"]["host"]), str(pair["secondary"]["host"]))
+    if winner is None:
+        return record.primary
+    return home(record, Winner(str(winner["host"]), Reason(winner["reason"])))

@@ -41,7 +41,7 @@ def conversions(xml: str, vm: str, rules: Rules, exists: Callable[[str], bool]) 
     found: list[Conversion] = []
     for disk in _disks(ET.fromstring(xml)):
         source, image_format = _source(disk), attribute(disk, "driver", "type") or "raw"
-        is_suitable = image_format in TAKEN_AS_THEY_ARE and below(file(disk), rules.datastore)
+        is_suitable = image_format in TAKEN_AS_THEY_ARE and rules.suits(file(disk))
         marked = any(disk.find(mark) is not None for mark in _REFUSED_MARKS)
         if source and not is_suitable and not marked and image_format in CONVERTIBLE and exists(source):
             named = {each.image for each in found}

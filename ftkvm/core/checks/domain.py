@@ -30,8 +30,14 @@ class Rules:
     datastore: str
     bridge: str = "br-vm"
     max_vcpus: int = MAX_VCPUS
+    copied: bool = False
+    """The VM's ft.disks is copy: its disks are files on the hosts' own disks."""
     emulation: bool = False
     """The cluster's setting ft.emulation: FT may be turned on for emulated guests."""
+
+    def suits(self, path: str) -> bool:
+        """Whether a written disk's image is where FT wants it."""
+        return own_file(path, self.datastore) if self.copied else below(path, self.datastore)
 
 
 @dataclass(frozen=True)
@@ -86,3 +92,9 @@ def shown_source(element: ET.Element) -> str:
 def below(path: str, datastore: str) -> bool:
     """Whether the path is a file of the datastore, reached without ``..``."""
     return bool(path) and ".." not in PurePosixPath(path).parts and PurePosixPath(path).is_relative_to(datastore)
+
+
+def own_file(path: str, datastore: str) -> bool:
+    """Whether the path is a file on the host's own disks, reached without ``..``."""
+    parts = PurePosixPath(path).parts
+    return parts[:1] == ("/",) and ".." not in parts and not PurePosixPath(path).is_relative_to(datastore)

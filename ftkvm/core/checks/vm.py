@@ -113,9 +113,13 @@ def _shared_storage(vm: VmFacts) -> Iterator[Finding]:
     for disk in vm.domain.iterfind("devices/disk"):
         kind = disk.get("device", "disk")
         empty_drive = kind == "cdrom" and disk.find("source") is None
-        if kind in ("disk", "cdrom") and not empty_drive and not below(file(disk), vm.rules.datastore):
+        is_suitable = vm.rules.suits if kind == "disk" else lambda path: below(path, vm.rules.datastore)
+        if kind in ("disk", "cdrom") and not empty_drive and not is_suitable(file(disk)):
             source, datastore = shown_source(disk), vm.rules.datastore
-            yield Finding("FTKVM-124", {"device": target(disk), "source": source, "datastore": datastore})
+            yield Finding(
+                "FTKVM-173" if kind == "disk" and vm.rules.copied else "FTKVM-124",
+                {"device": target(disk), "source": source, "datastore": datastore},
+            )
 
 
 def _disk_kinds(vm: VmFacts) -> Iterator[Finding]:
@@ -152,7 +156,7 @@ def _io_threads(vm: VmFacts) -> Iterator[Finding]:
 def _image_formats(vm: VmFacts) -> Iterator[Finding]:
     for disk in _disks(vm):
         path = file(disk)
-        if not below(path, vm.rules.datastore):
+        if not vm.rules.suits(path):
             continue  # told already, and nothing is known of it
         facts = vm.images.get(path)
         kind = facts.format if facts else attribute(disk, "driver", "type") or "raw"
@@ -165,7 +169,7 @@ def _image_formats(vm: VmFacts) -> Iterator[Finding]:
 def _snapshots(vm: VmFacts) -> Iterator[Finding]:
     for disk in _disks(vm):
         facts = vm.images.get(file(disk))
-        if facts and facts.internal_snapshots and below(file(disk), vm.rules.datastore):
+        if facts and facts.internal_snapshots and vm.rules.suits(file(disk)):
             yield Finding("FTKVM-126", {"device": target(disk)})
 
 

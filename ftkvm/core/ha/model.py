@@ -115,6 +115,7 @@ class FtEpoch:
     winner_boot_id: str = ""
     owner: int | None = None
     nobody: bool = False
+    home: str | None = None  # its images are on this host's disks only: the VM is started nowhere else
 
 
 @dataclass(frozen=True)

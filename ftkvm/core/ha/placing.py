@@ -43,6 +43,8 @@ class Room:
 
     def _why_not(self, host: str, vm: Vm) -> str | None:
         capacity = self.capacities[host]
+        if vm.ft is not None and vm.ft.home not in (None, host):
+            return f"its disks are on {vm.ft.home}"
         if not capacity.compatible:
             return capacity.why_not or "it takes no VMs"
         memory, cpu = self.free(host)

@@ -1,0 +1,111 @@
+"""Images on the hosts' own disks (FT-22, ``ft.disks=copy``): where they must be, room for them, and when they go.
+
+Each side of such a pair has whole images, and nothing of one is in the other. Which side's are the newest after an
+epoch is :func:`ftkvm.core.newest.home`'s to say; here a file is deleted only when that names another host.
+"""
+
+import logging
+import shutil
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..adapters import images
+from ..catalogue import FtkvmError
+from ..core.chain import Side, parse_overlay
+from ..core.checks.domain import disk_files, own_file
+from ..core.newest import home
+from ..core.pair import Winner, WinnerState
+from ..engine.shape import Disk, plain_xml
+from .records import PairDoc, PairStore
+
+if TYPE_CHECKING:
+    from .context import AgentContext
+
+log = logging.getLogger(__name__)
+
+
+def home_of(pair: PairDoc, winner: WinnerState | None) -> str | None:
+    """The host that has the newest images after an epoch of this kind; None: not decided."""
+    return home(pair.core(), winner) if isinstance(winner, Winner) else None
+
+
+def require_own_images(datastore: str, vm: str, disks: Iterable[Disk]) -> None:
+    """All disks are files on this host's own disks.
+
+    :raises FtkvmError: FTKVM-173 one is not
+    """
+    for disk in disks:
+        if not own_file(disk.source, datastore):
+            source = disk.source or "no file"
+            raise FtkvmError("FTKVM-173", vm=vm, device=disk.target, source=source, datastore=datastore)
+
+
+def stale_on(store: PairStore, host: str, mine: Collection[str]) -> list[str]:
+    """What earlier pairs left on another host, asked by the one that the VM runs on now.
+
+    safety: an image is named only if the record of an ended epoch says that it was that host's copy, and ``mine`` (this
+    host's images) does not have the same path: nothing is lost even if the "own" disks of two hosts are one directory.
+    The image that the user made is never named.
+    """
+    found: set[str] = set()
+    for epoch in store.epochs():
+        pair = store.pair(epoch)
+        places = (pair.primary, pair.secondary) if pair is not None and pair.copied else ()
+        if pair is not None and not isinstance(store.winner(epoch), Winner):
+            continue
+        found |= {path for place in places if place.host == host for path in place.disks.values()}
+    return sorted(path for path in found - set(mine) if parse_overlay(path) is not None)
+
+
+def make_room(vm: str, host: str, disks: Mapping[str, str], sizes: Mapping[str, int], stale: Iterable[str]) -> None:
+    """Remove what earlier pairs left here, and see that new images (target → path, → bytes) have room.
+
+    :raises FtkvmError: FTKVM-521 they have not, or the directory is not there
+    """
+    for path in stale:
+        if path not in disks.values():
+            images.remove_copy(path)
+    needed: dict[Path, int] = {}
+    for target, path in disks.items():
+        needed[Path(path).parent] = needed.get(Path(path).parent, 0) + sizes[target]
+    for directory, size in needed.items():
+        if not directory.is_dir():
+            raise FtkvmError("FTKVM-521", vm=vm, host=host, detail=f"there is no directory {directory}")
+        free = shutil.disk_usage(directory).free
+        if free < size:
+            detail = f"{directory} has {free >> 20} MiB free, a whole copy may need {size >> 20} MiB"
+            raise FtkvmError("FTKVM-521", vm=vm, host=host, detail=detail)
+
+
+def remove_lost(store: PairStore, me: str, epoch: int, paths: Sequence[str]) -> list[str]:
+    """Remove images of a secondary that will never go live; returns those removed. Blocks.
+
+    safety: the file that says so is read here: the epoch was never recorded, or another host has its newest images.
+    What cannot be read, or is not decided, lets them stay.
+    """
+    pair = store.pair(epoch)
+    if pair is not None and home_of(pair, store.winner(epoch)) in (None, me):
+        return []
+    gone = []
+    for path in paths:
+        overlay = parse_overlay(path)
+        if overlay is not None and (overlay.epoch, overlay.side) == (epoch, Side.SECONDARY):
+            images.remove_copy(path)
+            gone.append(path)
+    return gone
+
+
+def define_on(ctx: "AgentContext", uuid: str, newest: Mapping[str, str]) -> None:
+    """Let the stored definition name the newest images: of whole ones nothing is merged, so their names change.
+
+    safety: else whoever takes the definition for what it says (`vm unregister`, `vm prepare`) would take the user's
+    first image, which is as old as the first failover.
+    """
+    path = f"vms/{uuid}/domain.xml"
+    xml = ctx.workers.run(lambda: ctx.datastore.read_text(path), 5.0, "read definition") or ""
+    files = disk_files(xml)
+    changed = {target: image for target, image in newest.items() if files.get(target) != image}
+    if changed:
+        text = plain_xml(xml, changed)
+        ctx.workers.run(lambda: ctx.datastore.replace_text(path, text), 10.0, "write definition")

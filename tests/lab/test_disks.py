@@ -1,0 +1,146 @@
+"""Disks that are not as FT has them by itself: converted first (FT-17), and without shared storage (FT-22).
+
+``FTKVM_FULL=1`` (`make long`) only: three hosts of its own, two guests, four full copies.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from ftkvm.lab import faults, ledger, names
+from ftkvm.lab import lab as labs
+from ftkvm.lab.client import CounterClient, LedgerClient, wait_for_guest
+from ftkvm.lab.host import Host
+
+from .disk import image_of, place
+from .seat import Seat, seated
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(not os.environ.get("FTKVM_FULL"), reason="takes minutes: FTKVM_FULL=1"),
+]
+
+HOSTS = ("host31", "host32", "host33")
+OWN = "/var/lib/vm"
+PATIENCE_S = 150
+
+
+@pytest.fixture(scope="module")
+def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
+    with seated(tmp_path_factory.mktemp("seat"), *HOSTS) as made:
+        for host in made.hosts:
+            assert made.add_host(host).status == 0
+            host.run(["mkdir", "-p", OWN])
+        yield made
+
+
+@contextmanager
+def clients(address: str) -> Iterator[tuple[CounterClient, LedgerClient]]:
+    with CounterClient(address) as counter, LedgerClient(address, every_s=0.02) as records:
+        yield counter, records
+
+
+def with_disk(before: str, path: str, image_format: str) -> Callable[[str], str]:
+    """The change of a guest's XML that gives it another disk."""
+    return lambda xml: xml.replace(before, path).replace("type='qcow2'", f"type='{image_format}'")
+
+
+def power_on_alone(seat: Seat, name: str) -> None:
+    """Boot a host while others are off, and wait until its agent answers."""
+    host = seat.host(name)
+    host.boot(names.IMAGES / labs.record().image, None)
+    host.wait_ready()
+    deadline = time.monotonic() + 60
+    while not any(row["name"] == name and row["answers"] for row in seat.run("host", "list").out or []):
+        assert time.monotonic() < deadline, seat.logs()
+        time.sleep(0.5)
+
+
+def own_files(host: Host) -> list[str]:
+    return host.run(["ls", OWN]).split()
+
+
+def test_enable_of_a_vm_that_is_off_converts_its_disk_and_it_is_protected_when_it_starts(seat: Seat) -> None:
+    vmdk = f"{seat.inside}/images/v1.vmdk"
+    guest = seat.guest("v1", with_disk(f"{seat.inside}/images/v1.qcow2", vmdk, "vmdk"))
+    images = seat.datastore / "images"
+    one = seat.hosts[0]
+    one.run(["qemu-img", "convert", "-O", "vmdk", f"{seat.inside}/images/v1.qcow2", vmdk], timeout_s=60)
+    one.run(["qemu-io", "-f", "vmdk", "-c", "write -P 7 512M 384M", vmdk], timeout_s=60)  # so that there is progress
+    (images / "v1.qcow2").unlink()
+    said = seat.run("enable", "v1")
+    assert said.status == 0, said.err
+    print(said.err)
+    assert "converting disk vda: " in said.err
+    assert said.out["result"]["kept"] == [vmdk]
+    assert {path.name for path in images.iterdir()} == {"v1.vmdk", "v1.qcow2"}
+    one.run(["qemu-img", "compare", vmdk, f"{seat.inside}/images/v1.qcow2"], timeout_s=60)
+    seat.ok("vm", "start", "v1", "--host", one.name)
+    wait_for_guest(guest.address, PATIENCE_S)
+    seat.wait_protected("v1", 0, PATIENCE_S)
+    seat.ok("turn-off", "v1")
+    seat.ok("vm", "stop", "--force", "v1")
+
+
+def test_without_shared_storage(seat: Seat) -> None:
+    one = seat.hosts[0]
+    disk = f"{OWN}/c1.qcow2"
+    guest = seat.guest("c1", with_disk(f"{seat.inside}/images/c1.qcow2", disk, "qcow2"))
+    one.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1G"])
+    one.run(["qemu-io", "-c", "write -P 7 512M 192M", disk], timeout_s=60)  # so that there is progress
+    seat.ok("vm", "start", "c1", "--host", one.name)
+    wait_for_guest(guest.address, PATIENCE_S)
+    with seat.unchanged():
+        assert seat.run("enable", "c1").code == "FTKVM-124"
+    seat.ok("vm", "set", "c1", "ft.disks=copy")
+    with clients(guest.address) as (counter, records):
+        said = seat.run("enable", "c1", timeout_s=PATIENCE_S)
+        assert said.status == 0, said.err + seat.logs()
+        print(said.err)
+        assert "copy the disks to" in said.err
+        pair = seat.wait_protected("c1", 0, PATIENCE_S)
+        # a QEMU is killed: the other host's own image goes on, and a third copy is made in full
+        faults.kill(pair["host"], "qemu:c1")
+        pair, before = seat.wait_protected("c1", pair["epoch"], PATIENCE_S), pair
+        print(pair["last_failover"], pair["protect"])
+        assert pair["host"] == before["secondary_host"]
+        assert image_of(seat, "c1") == f"{disk}.ft-{before['epoch']}-s.qcow2"
+        # a host loses power
+        seat.crash(pair["host"])
+        lost, before = pair["host"], pair
+        pair = seat.wait_protected("c1", pair["epoch"], PATIENCE_S)
+        assert pair["host"] == before["secondary_host"] and lost not in (pair["host"], pair["secondary_host"])
+        assert (counter.broken, counter.gaps) == (None, 0)
+        last = len(records.acknowledged)
+        assert last > 50
+    seat.power_on(lost)
+    # both hosts of the pair lose power: what the third has is old, and is never started
+    acknowledged = list(records.acknowledged)
+    primary, second = str(pair["host"]), str(pair["secondary_host"])
+    seat.ok("cluster", "set", "ha.enabled=off")
+    seat.crash(primary, second)
+    power_on_alone(seat, second)
+    assert seat.run("vm", "start", "c1", timeout_s=60).status != 0
+    assert seat.run("vm", "start", "c1", "--host", lost, timeout_s=60).status != 0
+    seat.power_on(primary)
+    for wrong in (lost, second):
+        said = seat.run("vm", "start", "c1", "--host", wrong, timeout_s=60)
+        assert said.code == "FTKVM-172", (said.code, said.err)
+    seat.ok("vm", "start", "c1")
+    assert place(seat, "c1").name == primary
+    wait_for_guest(guest.address, PATIENCE_S)
+    protected = seat.wait_protected("c1", int(pair["epoch"]), PATIENCE_S)
+    seat.ok("turn-off", "c1")
+    left = own_files(seat.host(protected["secondary_host"]))
+    assert not [name for name in left if f".ft-{protected['epoch']}-" in name], left
+    image = image_of(seat, "c1")
+    seat.ok("vm", "stop", "--force", "c1")
+    home = seat.host(primary)
+    verdict = ledger.verify(home, image, acknowledged)
+    print(verdict.acknowledged, len(verdict.lost), len(verdict.doubled), len(verdict.wrong))
+    assert not verdict.lost and not verdict.wrong
+    assert image in (seat.datastore / f".ftkvm/vms/{guest.uuid}/domain.xml").read_text()
+    print({host.name: own_files(host) for host in seat.hosts})
