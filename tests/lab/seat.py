@@ -80,10 +80,18 @@ class Seat:
     def address(self, host: Host) -> str:
         return names.host_address(host.name, "management")
 
+    def words(self, *words: str) -> list[str]:
+        """The command line of ``ftkvm WORDS --output json``, to be run in :attr:`environment`."""
+        return ["ip", "netns", "exec", names.CLIENT_NS, *FTKVM, *words, "--output", "json"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The operator's."""
+        return dict(os.environ, HOME=str(self.home), FTKVM_HOME=str(self.home / "ftkvm"))
+
     def run(self, *words: str, timeout_s: float = 90) -> Said:
         """``ftkvm WORDS --output json``."""
-        inside = ["ip", "netns", "exec", names.CLIENT_NS, *FTKVM, *words, "--output", "json"]
-        environment = dict(os.environ, HOME=str(self.home), FTKVM_HOME=str(self.home / "ftkvm"))
+        inside, environment = self.words(*words), self.environment
         done = subprocess.run(inside, capture_output=True, text=True, timeout=timeout_s, env=environment)
         out = json.loads(done.stdout) if done.stdout.strip() else None
         code = out["error"]["code"] if isinstance(out, dict) and out.get("error") else ""

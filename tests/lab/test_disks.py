@@ -1,9 +1,10 @@
 """Disks that are not as FT has them by itself: converted first (FT-17), and without shared storage (FT-22).
 
-``FTKVM_FULL=1`` (`make long`) only: three hosts of its own, two guests, four full copies.
+``FTKVM_FULL=1`` (`make long`) only: three hosts of its own, two guests, and a good many full copies.
 """
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from ftkvm.lab.client import CounterClient, LedgerClient, wait_for_guest
 from ftkvm.lab.host import Host
 
 from .disk import image_of, place
-from .seat import Seat, seated
+from .seat import DOMAIN, Seat, seated
 
 pytestmark = [
     pytest.mark.lab,
@@ -25,6 +26,7 @@ pytestmark = [
 
 HOSTS = ("host31", "host32", "host33")
 OWN = "/var/lib/vm"
+FAULT_POINT = "/run/ftkvm/stop-after-step"
 PATIENCE_S = 150
 
 
@@ -57,6 +59,13 @@ def power_on_alone(seat: Seat, name: str) -> None:
     while not any(row["name"] == name and row["answers"] for row in seat.run("host", "list").out or []):
         assert time.monotonic() < deadline, seat.logs()
         time.sleep(0.5)
+
+
+def define(seat: Seat, host: Host, name: str, image: str, image_format: str) -> None:
+    """Define a domain without a system on its disk."""
+    xml = DOMAIN.format(name=name, image=image, driver="<driver name='qemu'/>")
+    (seat.datastore / f"{name}.xml").write_text(xml.replace("type='qcow2'", f"type='{image_format}'"))
+    host.run(["virsh", "-q", "define", f"{seat.inside}/{name}.xml"])
 
 
 def own_files(host: Host) -> list[str]:
@@ -144,3 +153,55 @@ def test_without_shared_storage(seat: Seat) -> None:
     assert not verdict.lost and not verdict.wrong
     assert image in (seat.datastore / f".ftkvm/vms/{guest.uuid}/domain.xml").read_text()
     print({host.name: own_files(host) for host in seat.hosts})
+
+
+def test_a_conversion_whose_agent_dies_is_made_anew(seat: Seat) -> None:
+    """qemu-img ends with the agent, the definition is the old one, and the next run removes the file."""
+    one = seat.hosts[0]
+    vmdk, images = f"{seat.inside}/images/v3.vmdk", seat.datastore / "images"
+    images.mkdir(exist_ok=True)
+    one.run(["qemu-img", "create", "-q", "-f", "vmdk", vmdk, "1G"])
+    one.run(["qemu-io", "-f", "vmdk", "-c", "write -P 7 0 768M", vmdk], timeout_s=60)
+    define(seat, one, "v3", vmdk, "vmdk")
+    seat.ok("vm", "register", "v3", "--host", one.name)
+    before = (seat.datastore / f".ftkvm/vms/{seat.vm('v3')['uuid']}/domain.xml").read_text()
+    with subprocess.Popen(seat.words("vm", "prepare", "v3"), env=seat.environment, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL) as prepare:  # fmt: skip
+        deadline = time.monotonic() + 30
+        while not (begun := list(images.glob("v3.qcow2.*.converting"))):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for host in seat.hosts:
+            host.run(["systemctl", "kill", "-s", "KILL", "ftkvm-agent"])
+        assert prepare.wait(60) != 0
+    assert all(host.run(["sh", "-c", "pgrep -x qemu-img || true"]) == "" for host in seat.hosts)
+    assert begun[0].exists() and not (images / "v3.qcow2").exists()
+    assert (seat.datastore / f".ftkvm/vms/{seat.vm('v3')['uuid']}/domain.xml").read_text() == before
+    seat.wait_hosts()
+    seat.ok("vm", "prepare", "v3")
+    assert not list(images.glob("*.converting"))
+    one.run(["qemu-img", "compare", vmdk, f"{seat.inside}/images/v3.qcow2"], timeout_s=60)
+
+
+@pytest.mark.parametrize("step", ["secondary", "mirror", "record"])
+def test_a_copy_that_is_cut_off_leaves_nothing(seat: Seat, step: str) -> None:
+    """The agent dies after a step; the VM is protected by the next attempt, and only that one's images are there."""
+    one, name = seat.hosts[0], f"cut-{step}"
+    disk = f"{OWN}/{name}.qcow2"
+    one.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"])
+    define(seat, one, name, disk, "qcow2")
+    seat.ok("vm", "register", name, "--host", one.name)
+    seat.ok("vm", "set", name, "ft.disks=copy")
+    seat.ok("vm", "start", name, "--host", one.name)
+    one.run(["sh", "-c", f"echo {step} > {FAULT_POINT}"])
+    assert seat.run("enable", name, timeout_s=60).status != 0
+    pair = seat.wait_protected(name, 0, PATIENCE_S)
+    assert one.run(["sh", "-c", f"ls {FAULT_POINT} 2>/dev/null || true"]) == ""  # it did die there
+    assert pair["host"] == one.name
+    image = f"{name}.qcow2.ft-{pair['epoch']}-"
+    for host in seat.hosts[1:]:
+        there = [file for file in own_files(host) if file.startswith(name)]
+        wanted = [f"{image}{side}.qcow2" for side in "ahs"] if host.name == pair["secondary_host"] else []
+        assert sorted(there) == wanted
+    seat.ok("turn-off", name)
+    seat.ok("vm", "stop", "--force", name)
