@@ -191,6 +191,9 @@ class ClusterSettings:
             ft = ft_settings.change(record.ft_settings, ft_words)
         except ft_settings.BadSetting as error:
             raise FtkvmError("FTKVM-114", vm=record.name, name=error.name, detail=error.detail) from error
+        if record.ft_enabled and _differs(record.ft_settings, ft, "ft.disks"):
+            detail = "FT is on, and the pair's images are where they are; `ftkvm turn-off` first"
+            raise FtkvmError("FTKVM-114", vm=record.name, name="ft.disks", detail=detail)
         try:
             ha = settings.change_vm(record.ha, ha_words)
             budget.check_vm(settings.vm_values(self._ctx.cluster.current(fresh=True).settings, ha))
@@ -257,3 +260,7 @@ def _warnings(given: Mapping[str, Any], now: Now) -> list[str]:
     if not force["ha.host_monitoring"]:
         found.append("host monitoring is off: nothing is restarted, nothing responds to isolation")
     return found
+
+
+def _differs(before: Mapping[str, object], after: Mapping[str, object], name: str) -> bool:
+    return ft_settings.effective(before)[name] != ft_settings.effective(after)[name]

@@ -239,6 +239,17 @@ def test_ft_needs_its_whole_memory_and_room_for_its_secondary(world: World) -> N
     assert code(caught)[0] == "FTKVM-630" and "vm3 (secondary)" in code(caught)[1]
 
 
+def test_where_a_pairs_images_are_is_not_changed_while_ft_is_on(world: World) -> None:
+    name = world.vm(1, "h1", ft=True).name
+    with pytest.raises(FtkvmError) as caught:
+        world.settings.change_vm(name, {"ft.disks": "copy"})
+    assert code(caught)[0] == "FTKVM-114" and world.vms.find(name).ft_settings == {}
+    world.settings.change_vm(name, {"ft.disks": "shared"})  # what it is already
+    off = world.vm(2, "h1").name
+    world.settings.change_vm(off, {"ft.disks": "copy"})
+    assert world.vms.find(off).ft_settings == {"ft.disks": "copy"}
+
+
 def test_a_vms_settings_all_or_none(world: World) -> None:
     world.vm(1, "h1")
     with pytest.raises(FtkvmError) as caught:
