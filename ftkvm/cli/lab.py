@@ -24,9 +24,15 @@ def lab() -> None:
 @lab.command()
 @click.option("--hosts", default=3, show_default=True, help="Number of hosts.")
 @click.option("--memory", type=int, default=None, metavar="MiB", help="Memory limit of each host (default: none).")
-def up(hosts: int, memory: int | None) -> None:
+@click.option(
+    "--hosts-as",
+    type=click.Choice([labs.CONTAINERS, labs.VMS]),
+    default=None,
+    help="What a host is (default: as the lab is, containers if there is none).",
+)
+def up(hosts: int, memory: int | None, hosts_as: str | None) -> None:
     """Make the lab, or bring back what of it is not running."""
-    labs.up(hosts, memory, _say)
+    labs.up(hosts, memory, _say, hosts_as)
 
 
 @lab.command()
@@ -56,7 +62,7 @@ def status(output: str) -> None:
             f"{row['name']:8} {row['state']:8} {row['addresses']['management']:12} storage {row['storage']:7}"
             f" watchdog {row['watchdog']:16} {'cut: ' + ', '.join(cut) if cut else 'all links up'}"
         )
-    for key in ("kvm", "image", "datastore", "operator_home"):
+    for key in ("hosts_as", "kvm", "image", "datastore", "operator_home"):
         click.echo(f"{key}: {document[key]}")
 
 

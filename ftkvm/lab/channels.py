@@ -4,71 +4,25 @@ Two QEMUs of the lab's image, without a guest (their firmware idles), without re
 what it costs. The engine does not use TLS; docs/security.md says what is left for that.
 """
 
-import array
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ftkvm.lab import lab, names
+from ftkvm.lab.monitor import Qmp, until
 
 RAM_MIB, DISK_MIB = 128, 256
 PEER_SILENT = ({"type": "migration"}, {"type": "block-node", "node-name": "nbd"}, {"type": "chardev", "id": "mir"})
 _ADDRESS = "127.0.0.1"
-
-
-class Qmp:
-    """A monitor, as plainly as can be: one command at a time; events are kept."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        _until(lambda: self._socket.connect_ex(str(path)) == 0, 20)
-        self._rest = b""
-        self.events: list[dict[str, Any]] = []
-        self._line(20)
-        self("qmp_capabilities", {"enable": ["oob"]})
-
-    def __call__(
-        self, command: str, arguments: dict[str, Any] | None = None, *, fd: int | None = None, oob: bool = False
-    ) -> Any:
-        words = {"exec-oob" if oob else "execute": command, "id": 1, "arguments": arguments or {}}
-        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd is not None else []
-        self._socket.sendmsg([json.dumps(words).encode() + b"\n"], passed)
-        while True:
-            answer = self._line(20)
-            if "event" in answer:
-                self.events.append(answer)
-            elif "error" in answer:
-                raise RuntimeError(f"{command}: {answer['error']['desc']}")
-            else:
-                return answer["return"]
-
-    def _line(self, timeout_s: float) -> dict[str, Any]:
-        while b"\n" not in self._rest:
-            if not select.select([self._socket], [], [], timeout_s)[0]:
-                raise TimeoutError("the monitor is silent")
-            self._rest += self._socket.recv(65536)
-        line, self._rest = self._rest.split(b"\n", 1)
-        return dict(json.loads(line))
-
-
-def _until(true: Callable[[], bool], timeout_s: float) -> float:
-    """Wait; how many seconds it took."""
-    begun = time.monotonic()
-    while not true():
-        if time.monotonic() - begun > timeout_s:
-            raise TimeoutError(f"not within {timeout_s} s")
-        time.sleep(0.003)
-    return time.monotonic() - begun
 
 
 @contextlib.contextmanager
@@ -123,7 +77,7 @@ def measure(directory: Path, *, tls: bool) -> dict[str, Any]:
         for instance in PEER_SILENT:
             here("yank", {"instances": [instance]}, oob=True)
         here("x-colo-lost-heartbeat")
-        _until(lambda: here("query-migrate")["status"] != "colo" and here("query-status")["running"], 10)
+        until(lambda: here("query-migrate")["status"] != "colo" and here("query-status")["running"], 10)
         figures["alone_after_ms"] = round(1000 * (time.monotonic() - begun))
         return figures
 
@@ -135,9 +89,9 @@ def _mirror(here: Qmp, there: Qmp, tls: dict[str, Any]) -> float:
     server = {"type": "inet", "host": _ADDRESS, "port": port}
     here("blockdev-add", {"driver": "nbd", "node-name": "nbd", "export": "d", "server": server, **tls})
     here("blockdev-mirror", {"job-id": "j", "device": "d0", "target": "nbd", "sync": "full", "auto-dismiss": True})
-    took_s = _until(lambda: here("query-jobs")[0]["status"] == "ready", 60)
+    took_s = until(lambda: here("query-jobs")[0]["status"] == "ready", 60)
     here("block-job-cancel", {"device": "j", "force": False})
-    _until(lambda: not here("query-jobs"), 10)
+    until(lambda: not here("query-jobs"), 10)
     return took_s
 
 
@@ -165,9 +119,9 @@ def _copy(here: Qmp, there: Qmp, tls: dict[str, Any]) -> float:
             here("getfd", {"fdname": "out"}, fd=out.fileno())
     there("migrate-incoming", {"uri": "fd:in"})
     here("migrate", {"uri": "fd:out"})
-    took_s = _until(lambda: here("query-migrate").get("status") == "pre-switchover", 60)
+    took_s = until(lambda: here("query-migrate").get("status") == "pre-switchover", 60)
     here("migrate-continue", {"state": "pre-switchover"})
-    _until(lambda: [each("query-colo-status")["mode"] for each in (here, there)] == ["primary", "secondary"], 20)
+    until(lambda: [each("query-colo-status")["mode"] for each in (here, there)] == ["primary", "secondary"], 20)
     return took_s
 
 

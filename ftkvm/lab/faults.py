@@ -2,15 +2,15 @@
 
 import os
 import signal
-from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import devices, lab, names, network
+from ftkvm.lab import devices, lab, names
+from ftkvm.lab.base import LabHost
 from ftkvm.lab.host import Host
 from ftkvm.lab.system import exclusive, wait_for
 
 
-def _require(host: Host, *states: str) -> None:
+def _require(host: LabHost, *states: str) -> None:
     state = host.state
     if state not in states:
         raise FtkvmError("FTKVM-721", host=host.name, state=state, wanted=" or ".join(states))
@@ -40,15 +40,13 @@ def freeze(name: str, *, watchdog_too: bool = False) -> None:
     """
     host = lab.host(name)
     _require(host, "running", "booting")
-    devices.suspend(name, watchdog_too)
-    host.cgroup.freeze(True)
+    host.freeze(watchdog_too=watchdog_too)
 
 
 def thaw(name: str) -> None:
     host = lab.host(name)
     _require(host, "frozen")
-    host.cgroup.freeze(False)
-    devices.suspend(name, False)
+    host.thaw()
 
 
 def watchdog(name: str, present: bool) -> None:
@@ -76,7 +74,7 @@ def _set_link(name: str, network_name: str, up: bool) -> None:
         raise FtkvmError("FTKVM-707", what=network_name, kind="network", known=", ".join(names.NETWORKS))
     if not host.running:
         raise FtkvmError("FTKVM-721", host=name, state="off", wanted="running")
-    network.set_port(name, network_name, up)
+    host.set_link(network_name, up)
 
 
 def storage(name: str, wanted: str) -> None:
@@ -89,20 +87,22 @@ def storage(name: str, wanted: str) -> None:
         return
     if state == "failed" or state == {"hang": "hung"}.get(wanted):
         raise FtkvmError("FTKVM-724", host=name, state=state, wanted="ok")
+    if wanted == "fail" and not host.storage_can_fail:
+        raise FtkvmError("FTKVM-741", host=name, wanted=wanted)
     number = signal.SIGSTOP if wanted == "hang" else signal.SIGKILL
-    for pid in host.unit_pids(names.DATASTORE_UNIT):
+    for pid in host.storage_pids():
         os.kill(pid, number)
     reached = "hung" if wanted == "hang" else "failed"
     wait_for(f"the datastore of {name} to be {reached}", lambda: lab.storage_state(host) == reached, 5, 0.005)
 
 
-def _mend_storage(host: Host, state: str) -> None:
+def _mend_storage(host: LabHost, state: str) -> None:
     if state == "hung":
-        for pid in host.unit_pids(names.DATASTORE_UNIT):
+        for pid in host.storage_pids():
             os.kill(pid, signal.SIGCONT)
     elif state == "failed":
         _require(host, "running", "booting")
-        host.run(["systemctl", "restart", names.DATASTORE_UNIT])
+        host.restart_storage()
     wait_for(f"the datastore of {host.name}", lambda: lab.storage_state(host) == "ok", 5, 0.01)
 
 
@@ -113,38 +113,14 @@ def kill(name: str, daemon: str) -> list[int]:
     """
     host = lab.host(name)
     _require(host, "running")
-    pids = qemu_pids(host, daemon.removeprefix("qemu:")) if daemon.startswith("qemu:") else _main_pid(host, daemon)
+    pids = host.kill(daemon)
     if not pids:
         running = host.run(["systemctl", "list-units", "--type=service", "--state=running", "--plain", "--no-legend"])
         known = ", ".join(line.split()[0].removesuffix(".service") for line in running.splitlines())
         raise FtkvmError("FTKVM-725", daemon=daemon, host=name, known=known)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
     return pids
 
 
 def qemu_pids(host: Host, vm: str) -> list[int]:
     """QEMU processes of a VM on a host, looked for from outside (works on a frozen host)."""
-    found = []
-    for pid in host.cgroup.pids():
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if any(word == b"guest=" + vm.encode() or word.startswith(b"guest=" + vm.encode() + b",") for word in words):
-            found.append(pid)
-    return found
-
-
-def _main_pid(host: Host, daemon: str) -> list[int]:
-    unit = daemon if "." in daemon else f"{daemon}.service"
-    inner = host.run(["systemctl", "show", "--property=MainPID", "--value", "--", unit]).strip()
-    for pid in host.unit_pids(unit):
-        try:
-            status = Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            continue
-        numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
-        if numbers[-1] == inner:
-            return [pid]
-    return []
+    return host.qemu_pids(vm)

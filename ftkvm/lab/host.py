@@ -1,47 +1,24 @@
 """One host of the lab: a systemd-nspawn container on its own disk, in its own network name space."""
 
 import os
-import shutil
+import signal
 import subprocess
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import devices, names, netns, network
-from ftkvm.lab.names import HostPaths
-from ftkvm.lab.system import Cgroup, mounts_below, run, succeeds, wait_for
+from ftkvm.lab.base import LabHost
+from ftkvm.lab.system import mounts_below, run
 
 DEVICES = ("/dev/kvm", "/dev/net/tun", "/dev/fuse")
-BOOT_TIMEOUT_S = 60
 
 
-class Host:
-    """A lab host by name. All state is read from the machine, none is kept here."""
+class Host(LabHost):
+    """A lab host that is a container."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.paths = HostPaths(name)
-        self.cgroup = Cgroup(names.netns(name))
-
-    # -- what it is doing ---------------------------------------------------------------------------------------
-
-    @property
-    def running(self) -> bool:
-        return self.cgroup.populated
-
-    @property
-    def frozen(self) -> bool:
-        return self.cgroup.frozen
-
-    @property
-    def state(self) -> str:
-        """``running``, ``frozen``, ``booting`` or ``off``."""
-        if not self.running:
-            return "off"
-        if self.frozen:
-            return "frozen"
-        return "running" if self.ready() else "booting"
+    boot_timeout_s = 60
+    kvm_probe_s = 20
 
     def init_pid(self) -> int | None:
         """The container's process 1 as this machine numbers it."""
@@ -62,46 +39,6 @@ class Host:
             return False
 
     # -- its life -----------------------------------------------------------------------------------------------
-
-    def prepare_disk(self, hosts: Sequence[str], authorized_key: str) -> None:
-        """The host's own disk as an installer leaves it: name, machine id, SSH host key, the operator's key."""
-        disk = self.paths.upper
-        if (disk / "etc/machine-id").exists():
-            return
-        for directory in (disk / "etc/ssh", disk / "root/.ssh", self.paths.work, self.paths.root):
-            directory.mkdir(parents=True, exist_ok=True)
-        (disk / "etc/hostname").write_text(f"{self.name}\n")
-        self.write_hosts_file(hosts)
-        run(
-            [
-                "ssh-keygen",
-                "-q",
-                "-t",
-                "ed25519",
-                "-N",
-                "",
-                "-C",
-                f"root@{self.name}",
-                "-f",
-                str(disk / "etc/ssh/ssh_host_ed25519_key"),
-            ]
-        )
-        (disk / "root/.ssh").chmod(0o700)
-        (disk / "root").chmod(0o700)
-        (disk / "root/.ssh/authorized_keys").write_text(authorized_key)
-        (disk / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
-
-    def write_hosts_file(self, hosts: Sequence[str]) -> None:
-        """Who is who on the management network (a lab has no name server)."""
-        lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost"]
-        lines += [f"{names.host_address(h, 'management')} {h}" for h in hosts]
-        target = self.paths.root if mounts_below(self.paths.root) else self.paths.upper
-        (target / "etc/hosts").write_text("\n".join(lines) + "\n")
-
-    def host_key(self) -> str:
-        """The public half of its SSH host key, ``ssh-ed25519 AAAA…``."""
-        words = (self.paths.upper / "etc/ssh/ssh_host_ed25519_key.pub").read_text().split()
-        return " ".join(words[:2])
 
     def boot(self, image: Path, memory_mib: int | None) -> None:
         """Power on: new network name space, the same disk. Returns at once; see `wait_ready`."""
@@ -166,25 +103,6 @@ class Host:
             "--console=read-only",
         ]
 
-    def wait_ready(self) -> None:
-        """Waits for `ready`; FTKVM-722 with the console's last lines when it does not come."""
-        try:
-            wait_for(f"{self.name} to boot", self.ready, BOOT_TIMEOUT_S)
-        except FtkvmError:
-            lines = self.paths.console.read_text(errors="replace").splitlines()[-12:]
-            raise FtkvmError(
-                "FTKVM-722",
-                host=self.name,
-                timeout_s=BOOT_TIMEOUT_S,
-                console=self.paths.console,
-                detail="\n".join(lines),
-            ) from None
-
-    def power_off(self) -> None:
-        """A silent power loss: the cables first, so that no FIN or RST of dying processes gets out."""
-        network.cut_all(self.name)
-        self.cgroup.kill()
-
     def remove_runtime(self) -> None:
         """Everything a power loss would take (processes, memory, links); the disk stays."""
         devices.end(self.name)
@@ -194,12 +112,6 @@ class Host:
         network.remove_host(self.name)
         for point in mounts_below(self.paths.base):
             run(["umount", "-l", str(point)])
-
-    def remove(self) -> None:
-        """Removes the host with its disk."""
-        self.remove_runtime()
-        if self.paths.base.exists():
-            shutil.rmtree(self.paths.base)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -228,16 +140,66 @@ class Host:
             *command,
         ]
 
-    def run(self, command: Sequence[str], timeout_s: float = 30, text_in: str | None = None) -> str:
-        """Runs a command in the host and returns its output (FTKVM-709 when it fails)."""
-        return run(self.enter_command(command), timeout_s, text_in)
-
-    def succeeds(self, command: Sequence[str], timeout_s: float = 20) -> bool:
-        return succeeds(self.enter_command(command), timeout_s)
-
     def unit_pids(self, unit: str) -> list[int]:
         """Processes of a systemd unit of the host, numbered as on this machine; read from outside, so that it
         works while the host's systemd is busy or frozen."""
         groups = [Path(each) for each, _below, _files in os.walk(self.cgroup.path / "payload")]  # they come and go
         mine = [group for group in groups if group.name == unit]
         return [pid for group in mine for pid in self.cgroup.pids(str(group.relative_to(self.cgroup.path)))]
+
+    # -- faults -------------------------------------------------------------------------------------------------
+
+    def freeze(self, *, watchdog_too: bool) -> None:
+        """Stops every process of the host at once; its kernel still answers pings, its clocks run on."""
+        devices.suspend(self.name, watchdog_too)
+        self.cgroup.freeze(True)
+
+    def thaw(self) -> None:
+        self.cgroup.freeze(False)
+        devices.suspend(self.name, False)
+
+    def set_link(self, network_name: str, up: bool) -> None:
+        network.set_port(self.name, network_name, up)
+
+    def storage_pids(self) -> list[int]:
+        return self.unit_pids(names.DATASTORE_UNIT)
+
+    def restart_storage(self) -> None:
+        self.run(["systemctl", "restart", names.DATASTORE_UNIT])
+
+    def watchdog_state(self) -> str:
+        return devices.watchdog_state(self.name)
+
+    def kill(self, daemon: str) -> list[int]:
+        """As for every host; the process ids are this machine's."""
+        pids = self.qemu_pids(daemon.removeprefix("qemu:")) if daemon.startswith("qemu:") else self._main_pid(daemon)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return pids
+
+    def qemu_pids(self, vm: str) -> list[int]:
+        """QEMU processes of a VM, looked for from outside (works on a frozen host)."""
+        found = []
+        for pid in self.cgroup.pids():
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if any(
+                word == b"guest=" + vm.encode() or word.startswith(b"guest=" + vm.encode() + b",") for word in words
+            ):
+                found.append(pid)
+        return found
+
+    def _main_pid(self, daemon: str) -> list[int]:
+        unit = daemon if "." in daemon else f"{daemon}.service"
+        inner = self.run(["systemctl", "show", "--property=MainPID", "--value", "--", unit]).strip()
+        for pid in self.unit_pids(unit):
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue
+            numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
+            if numbers[-1] == inner:
+                return [pid]
+        return []

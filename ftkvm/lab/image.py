@@ -65,7 +65,7 @@ def _build(done: Path, progress: Progress) -> None:
     try:
         progress("image: debootstrap (1/4)")
         _debootstrap(part)
-        borrowed = _lend_apt_config(part)
+        borrowed = lend_apt_config(part)
         run(["mount", "-t", "proc", "proc", str(part / "proc")])
         try:
             progress("image: packages (2/4)")
@@ -100,7 +100,7 @@ def _debootstrap(root: Path) -> None:
         raise FtkvmError("FTKVM-705", detail=error.params["detail"]) from error
 
 
-def _lend_apt_config(root: Path) -> list[Path]:
+def lend_apt_config(root: Path) -> list[Path]:
     """Gives the image this machine's way to the mirror for the time of the build; returns what to take out again."""
     borrowed = []
     conf = Path("/etc/apt/apt.conf.d")

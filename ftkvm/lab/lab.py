@@ -8,11 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import devices, image, names, network, operator, preflight
+from ftkvm.lab import image, names, network, operator, preflight
+from ftkvm.lab.base import LabHost
 from ftkvm.lab.host import Host
 from ftkvm.lab.system import cgroup2_root, exclusive, mounts_below, run
+from ftkvm.lab.vm import layer
+from ftkvm.lab.vm.host import VmHost
 
 RECORD = names.STATE / "lab.json"
+CONTAINERS, VMS = "containers", "vms"
 Progress = Callable[[str], None]
 
 
@@ -23,6 +27,8 @@ class Record:
     hosts: int
     memory_mib: int | None
     image: str
+    hosts_as: str = "containers"
+    """Or ``vms``."""
 
 
 def record() -> Record:
@@ -32,61 +38,78 @@ def record() -> Record:
     return Record(**json.loads(RECORD.read_text()))
 
 
-def hosts() -> list[Host]:
+def _make(name: str, hosts_as: str) -> LabHost:
+    return VmHost(name) if hosts_as == VMS else Host(name)
+
+
+def hosts() -> list[LabHost]:
     """The hosts of the lab."""
-    return [Host(name) for name in names.host_names(record().hosts)]
+    return [_make(name, record().hosts_as) for name in names.host_names(record().hosts)]
 
 
-def host(name: str) -> Host:
+def host(name: str) -> LabHost:
     """A host by name, also one that a test has made beside the lab's; FTKVM-723 with the names that exist."""
     known = names.host_names(record().hosts)
     beside = [path.name for path in names.HOSTS.glob("host*") if (path / "disk").is_dir()]
     if name not in {*known, *beside}:
         raise FtkvmError("FTKVM-723", host=name, known=", ".join(known))
-    return Host(name)
+    return _make(name, record().hosts_as)
 
 
-def up(count: int, memory_mib: int | None, progress: Progress) -> None:
-    """Makes the lab, or brings back what of it is not running. Hosts that run are left alone."""
+def up(count: int, memory_mib: int | None, progress: Progress, hosts_as: str | None = None) -> None:
+    """Makes the lab, or brings back what of it is not running. Hosts that run are left alone.
+
+    :param hosts_as: ``containers`` or ``vms``; None: as it is, containers if there is no lab yet
+    :raises FtkvmError: FTKVM-740, the lab stands on hosts of the other kind
+    """
     if not 1 <= count <= names.MAX_HOSTS:
         raise FtkvmError("FTKVM-706", count=count, maximum=names.MAX_HOSTS)
-    preflight.check()
+    kind = _kind(hosts_as)
+    preflight.check(vms=kind == VMS)
     names.STATE.mkdir(parents=True, exist_ok=True)
     with exclusive(names.LOCK, "the lab's lock"):
-        root = _image(progress)
+        root = _image(kind, progress)
         if RECORD.exists():
             count = max(count, record().hosts)
-        RECORD.write_text(json.dumps(asdict(Record(count, memory_mib, root.name))))
-        _network_and_seat(count, progress)
-        _boot([Host(name) for name in names.host_names(count)], root, memory_mib, progress)
+        RECORD.write_text(json.dumps(asdict(Record(count, memory_mib, root.name, kind))))
+        everyone = hosts()
+        _network_and_seat(everyone, progress)
+        _boot(everyone, root, memory_mib, progress)
     progress("lab is up")
 
 
-def _image(progress: Progress) -> Path:
+def _kind(wanted: str | None) -> str:
+    there = record().hosts_as if RECORD.exists() else None
+    if there and wanted and there != wanted:
+        raise FtkvmError("FTKVM-740", there=there, wanted=wanted)
+    return wanted or there or CONTAINERS
+
+
+def _image(hosts_as: str, progress: Progress) -> Path:
     """The image the lab already stands on, or the present recipe's."""
     if RECORD.exists():
         mine = names.IMAGES / record().image
         if mine.exists():
             return mine
-    return image.ensure_image(progress)
+    root = image.ensure_image(progress)
+    return layer.ensure_image(root, progress) if hosts_as == VMS else root
 
 
-def _network_and_seat(count: int, progress: Progress) -> None:
+def _network_and_seat(everyone: Sequence[LabHost], progress: Progress) -> None:
     progress("networks")
     names.DATASTORE.mkdir(parents=True, exist_ok=True)
     network.make_switches()
     network.make_client()
     key = operator.prepare_key()
-    all_names = names.host_names(count)
-    everyone = [Host(name) for name in all_names]
+    all_names = [each.name for each in everyone]
     for each in everyone:
         each.prepare_disk(all_names, key)
         each.write_hosts_file(all_names)
     operator.write_known_hosts(everyone)
 
 
-def _boot(everyone: Sequence[Host], root: Path, memory_mib: int | None, progress: Progress) -> None:
-    def start(each: Host) -> None:
+def _boot(everyone: Sequence[LabHost], root: Path, memory_mib: int | None, progress: Progress) -> None:
+    def start(each: LabHost) -> None:
         if not each.running:
             each.boot(root, memory_mib)
         elif each.frozen:
@@ -143,10 +166,11 @@ def status() -> dict[str, object]:
                 "addresses": {n: names.host_address(each.name, n) for n in names.HOST_NETWORKS},
                 "links": links,
                 "storage": storage_state(each),
-                "watchdog": devices.watchdog_state(each.name) if each.running else "-",
+                "watchdog": each.watchdog_state() if each.running else "-",
             }
         )
     return {
+        "hosts_as": there.hosts_as,
         "image": there.image,
         "memory_mib": there.memory_mib,
         "datastore": str(names.DATASTORE),
@@ -155,11 +179,11 @@ def status() -> dict[str, object]:
     }
 
 
-def storage_state(each: Host) -> str:
+def storage_state(each: LabHost) -> str:
     """``ok``, ``hung``, ``failed`` for a running host, else ``-``."""
     if not each.running:
         return "-"
-    pids = each.unit_pids(names.DATASTORE_UNIT)
+    pids = each.storage_pids()
     if not pids:
         return "failed"
     for pid in pids:

@@ -1,14 +1,18 @@
 """What the lab is called and where it lies: every name, address and path it owns, in one place.
 
 Everything the lab makes on the machine carries the prefix ``ftlab-`` or lies below `STATE`; clean-up removes exactly
-that and nothing else, so it also works after a killed run, without any record of what was made.
+that and nothing else, so it also works after a killed run, without any record of what was made. With ``FTKVM_LAB=NAME``
+(letters) in the environment there is a second lab beside the first, which shares nothing with it.
 """
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-PREFIX = "ftlab-"
-STATE = Path("/var/lib/ftkvm-lab")
+NAME = re.sub("[^a-z]", "", os.environ.get("FTKVM_LAB", ""))[:8]
+PREFIX = f"ftlab{NAME}-"
+STATE = Path(f"/var/lib/ftkvm-lab-{NAME}" if NAME else "/var/lib/ftkvm-lab")
 IMAGES = STATE / "images"
 HOSTS = STATE / "hosts"
 DATASTORE = STATE / "datastore"

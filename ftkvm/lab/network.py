@@ -102,6 +102,16 @@ def make_host(host: str) -> None:
     _ip(namespace, "link", "set", bridge, "up")
 
 
+def make_taps(host: str) -> None:
+    """The ports of a host that is a VM: taps in the switches' name space, where its QEMU runs."""
+    remove_host(host)
+    for network in names.NETWORKS:
+        tap = names.port(host, network)
+        _ip(names.SWITCH_NS, "tuntap", "add", "dev", tap, "mode", "tap")
+        _ip(names.SWITCH_NS, "link", "set", tap, "addrgenmode", "none")
+        _ip(names.SWITCH_NS, "link", "set", tap, "master", names.NETWORKS[network].bridge, "up")
+
+
 def remove_host(host: str) -> None:
     if exists(names.SWITCH_NS):
         unplug(host)

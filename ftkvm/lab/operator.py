@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from ftkvm.lab import names
-from ftkvm.lab.host import Host
+from ftkvm.lab.base import LabHost
 from ftkvm.lab.system import run
 
 KEY = names.OPERATOR / ".ssh/id_ed25519"
@@ -25,7 +25,7 @@ def prepare_key() -> str:
     return KEY.with_suffix(".pub").read_text()
 
 
-def write_known_hosts(hosts: Sequence[Host]) -> None:
+def write_known_hosts(hosts: Sequence[LabHost]) -> None:
     """The hosts' real keys, by name and by address, and the names' addresses for the client name space."""
     lines = []
     for host in hosts:

@@ -22,6 +22,8 @@ COMMANDS = {
     "xz": "xz-utils",
     "tcpdump": "tcpdump",
 }
+VM_COMMANDS = {"mke2fs": "e2fsprogs", "unxz": "xz-utils"}
+"""More of them, for hosts that are VMs."""
 BUILD_COMMANDS = {"debootstrap": "debootstrap", "chroot": "coreutils"}
 IMAGE_MIB = 3000
 LAB_MIB = 2000
@@ -33,11 +35,15 @@ def check_root() -> None:
         raise FtkvmError("FTKVM-701")
 
 
-def check() -> None:
-    """Raises the first thing that is missing; changes nothing."""
+def check(*, vms: bool = False) -> None:
+    """Raises the first thing that is missing; changes nothing.
+
+    :param vms: the hosts are VMs
+    """
     check_root()
     need_image = not image.image_path().exists()
-    for command, package in {**COMMANDS, **(BUILD_COMMANDS if need_image else {})}.items():
+    wanted = {**COMMANDS, **(BUILD_COMMANDS if need_image else {}), **(VM_COMMANDS if vms else {})}
+    for command, package in wanted.items():
         if shutil.which(command) is None:
             raise FtkvmError("FTKVM-703", command=command, package=package)
     for device in ("/dev/fuse", "/dev/net/tun"):
@@ -49,7 +55,7 @@ def check() -> None:
         raise FtkvmError("FTKVM-702", what="the overlay file system")
     if not succeeds(["unshare", "--net", "--mount", "--pid", "--fork", "true"]):
         raise FtkvmError("FTKVM-702", what="network, mount and process name spaces")
-    _check_space(LAB_MIB + (IMAGE_MIB if need_image else 0))
+    _check_space(LAB_MIB * (3 if vms else 1) + (IMAGE_MIB if need_image else 0))
 
 
 def _check_space(need_mib: int) -> None:

@@ -9,14 +9,12 @@ from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import lab, names, operator
+from ftkvm.lab.base import LabHost
 from ftkvm.lab.guest import build
-from ftkvm.lab.host import Host
 from ftkvm.lab.system import run
 
 RECORD = names.STATE / "guests.json"
 KVM_RECORD = names.STATE / "kvm.json"
-KVM_PROBE_S = 20
-"""KVM under an emulated machine needed 15 s; on hardware it takes one. Spent once, and only where KVM does not work."""
 
 KERNEL_WORDS = "console=tty0 console=ttyS0 panic=1 quiet no_timer_check nokaslr mitigations=off i8042.noprobe"
 BANNER = "ftlab: ready"
@@ -73,7 +71,7 @@ def install_files() -> build.GuestFiles:
 
 
 def create(
-    name: str, host: Host, disk_size: str, memory_mib: int, vcpus: int, directory: str = names.DATASTORE_MOUNT
+    name: str, host: LabHost, disk_size: str, memory_mib: int, vcpus: int, directory: str = names.DATASTORE_MOUNT
 ) -> Guest:
     """Makes a guest's disk and defines its domain on a host, as an administrator would: over SSH, with virsh."""
     if name in guests():
@@ -116,17 +114,19 @@ def domain_xml(made: Guest, files: build.GuestFiles, memory_mib: int, vcpus: int
 
 
 def kvm_state() -> str:
-    """``yes``, ``no`` with the reason, or ``not tried yet``; valid for one boot of the machine."""
+    """``yes``, ``no`` with the reason, or ``not tried yet``; for one boot of the machine and one kind of hosts."""
     if not KVM_RECORD.exists():
         return "not tried yet"
     found = json.loads(KVM_RECORD.read_text())
-    return str(found["state"]) if found["boot_id"] == _boot_id() else "not tried yet"
+    valid = found["boot_id"] == _boot_id() and found.get("hosts_as", "containers") == lab.record().hosts_as
+    return str(found["state"]) if valid else "not tried yet"
 
 
-def kvm_works(host: Host) -> bool:
+def kvm_works(host: LabHost) -> bool:
     """Whether a guest really runs under KVM in this lab, found out by running one (remembered)."""
     if kvm_state() == "not tried yet":
-        KVM_RECORD.write_text(json.dumps({"boot_id": _boot_id(), "state": _probe(host)}))
+        found = {"boot_id": _boot_id(), "hosts_as": lab.record().hosts_as, "state": _probe(host)}
+        KVM_RECORD.write_text(json.dumps(found))
     return kvm_state() == "yes"
 
 
@@ -134,15 +134,15 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _probe(host: Host) -> str:
-    if not Path("/dev/kvm").exists():
+def _probe(host: LabHost) -> str:
+    if not host.succeeds(["test", "-e", "/dev/kvm"]):
         return "no: there is no /dev/kvm"
     files = install_files()
     command = host.enter_command(
         [
             "timeout",
             "--signal=KILL",
-            str(KVM_PROBE_S),
+            str(host.kvm_probe_s),
             "qemu-system-x86_64",
             "-accel",
             "kvm",
@@ -173,7 +173,7 @@ def _probe(host: Host) -> str:
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=KVM_PROBE_S + 10,
+        timeout=host.kvm_probe_s + 10,
         check=False,
     )
     if BANNER in done.stdout:
@@ -181,4 +181,4 @@ def _probe(host: Host) -> str:
     said = done.stderr.strip().splitlines()
     if said and done.returncode == 1:  # QEMU's own refusal; a hung guest ends by SIGKILL, some with a register dump
         return f"no: {said[-1]}"
-    return f"no: /dev/kvm is there, but a guest in it did not come up within {KVM_PROBE_S} s"
+    return f"no: /dev/kvm is there, but a guest in it did not come up within {host.kvm_probe_s} s"

@@ -1,0 +1,1 @@
+"""Lab hosts that are virtual machines: their image, their QEMU, their life."""

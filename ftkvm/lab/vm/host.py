@@ -1,0 +1,172 @@
+"""A lab host that is a virtual machine: a kernel, a CPU that can KVM, a watchdog and a disk of its own."""
+
+import os
+import re
+import shlex
+import subprocess
+import uuid
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.lab import devices, names, netns, network, operator
+from ftkvm.lab.base import LabHost
+from ftkvm.lab.monitor import Qmp
+from ftkvm.lab.system import mounts_below, run, wait_for
+from ftkvm.lab.vm import layer
+from ftkvm.lab.vm.machine import MEMORY_MIB, Machine, accelerator, qemu_command, storage_command
+
+DISK_BYTES = 8 << 30
+"""Sparse: takes what is written to it, 0.6 GB at first."""
+
+
+class VmHost(LabHost):
+    """A lab host that is a VM. Commands go in by SSH, as an operator's do."""
+
+    boot_timeout_s = 420
+    kvm_probe_s = 120
+    storage_can_fail = False  # its virtiofs device comes back only with a boot
+
+    @property
+    def disk(self) -> Path:
+        """The image of its disk; it survives a power loss."""
+        return self.paths.base / "disk.raw"
+
+    def ready(self) -> bool:
+        try:
+            with netns.connect(names.CLIENT_NS, names.host_address(self.name, "management"), 22, 1) as sock:
+                if sock.recv(4) != b"SSH-":
+                    return False
+        except OSError:
+            return False
+        look = f"test -S /run/libvirt/libvirt-sock && mountpoint -q {names.DATASTORE_MOUNT}"
+        return self.succeeds(["sh", "-c", look])
+
+    # -- its life -----------------------------------------------------------------------------------------------
+
+    def write_hosts_file(self, hosts: Sequence[str]) -> None:
+        """All names a lab can have: its disk is closed once it is made."""
+        super().write_hosts_file([*dict.fromkeys([*names.host_names(names.MAX_HOSTS), *hosts])])
+
+    def boot(self, image: Path, memory_mib: int | None) -> None:
+        if self.running:
+            raise FtkvmError("FTKVM-721", host=self.name, state=self.state, wanted="off")
+        self.remove_runtime()
+        if not self.disk.exists():
+            self._make_disk(image)
+        network.make_taps(self.name)
+        machine = self._machine(image, memory_mib)
+        for stale in (machine.storage_socket, machine.monitor_socket):
+            stale.unlink(missing_ok=True)
+        self.cgroup.create(None)
+        try:
+            self._begin(storage_command(machine), "datastore.log")
+            wait_for(f"the datastore's server of {self.name}", machine.storage_socket.exists, 20, 0.02)
+            self._begin(["ip", "netns", "exec", names.SWITCH_NS, *qemu_command(machine)], "qemu.log")
+            wait_for(f"the QEMU of {self.name} (its last words: qemu.log)", machine.monitor_socket.exists, 20, 0.02)
+        except BaseException:
+            self.cgroup.kill()
+            raise
+
+    def _machine(self, image: Path, memory_mib: int | None) -> Machine:
+        machine_id = (self.paths.upper / "etc/machine-id").read_text().strip()
+        return Machine(
+            self.name, str(uuid.UUID(machine_id)), image, self.disk, memory_mib or MEMORY_MIB,
+            accelerator(Path("/proc/cpuinfo").read_text()), not devices.absent(self.name).exists(),
+        )  # fmt: skip
+
+    def _begin(self, command: list[str], log: str) -> None:
+        with (self.paths.base / log).open("ab") as output:
+            # Not ours to wait for: it lives until crash() or down, whatever happens to this command.
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+                preexec_fn=self.cgroup.enter,
+            )  # fmt: skip
+
+    def _make_disk(self, image: Path) -> None:
+        """The image and the host's own files, written to a disk."""
+        for name, content in layer.nic_files(self.name).items():
+            file = self.paths.upper / name.lstrip("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content)
+        root, part = self.paths.root, self.disk.with_suffix(".partial")
+        layers = f"lowerdir={image},upperdir={self.paths.upper},workdir={self.paths.work}"
+        run(["mount", "-t", "overlay", names.netns(self.name), "-o", layers, str(root)])
+        try:
+            with part.open("wb") as disk:
+                disk.truncate(DISK_BYTES)
+            run(["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(root), str(part)], timeout_s=300)
+        finally:
+            run(["umount", str(root)])
+        part.rename(self.disk)
+
+    def remove_runtime(self) -> None:
+        if self.running:
+            self.power_off()
+        self.cgroup.remove()
+        network.remove_host(self.name)
+        for point in mounts_below(self.paths.base):
+            run(["umount", "-l", str(point)])
+
+    # -- faults -------------------------------------------------------------------------------------------------
+
+    def freeze(self, *, watchdog_too: bool) -> None:
+        """Stops its CPU, so its kernel too; its clocks run on. Its watchdog, in the same QEMU, stands still with it."""
+        self.cgroup.freeze(True)
+
+    def thaw(self) -> None:
+        self.cgroup.freeze(False)
+
+    def set_link(self, network_name: str, up: bool) -> None:
+        """At the switch, and the host's NIC sees that its carrier is gone."""
+        network.set_port(self.name, network_name, up)
+        if self.frozen:
+            return
+        with closing(Qmp(self.paths.base / "qmp.sock")) as monitor:
+            monitor("set_link", {"name": f"nic-{names.NETWORKS[network_name].nic}", "up": up})
+
+    def storage_pids(self) -> list[int]:
+        return [pid for pid in self.cgroup.pids() if b"virtiofsd" in _command_line(pid)]
+
+    def restart_storage(self) -> None:
+        raise FtkvmError("FTKVM-721", host=self.name, state="without its datastore", wanted="booted again")
+
+    def watchdog_state(self) -> str:
+        return "none" if devices.absent(self.name).exists() else "i6300esb"
+
+    def kill(self, daemon: str) -> list[int]:
+        """As for every host; the process ids are the host's own."""
+        if daemon.startswith("qemu:"):
+            guest = shlex.quote(f"guest={re.escape(daemon.removeprefix('qemu:'))}[, ]")
+            find = f"pgrep -f -- '-name '{guest}; true"
+        else:
+            find = f"systemctl show --property=MainPID --value -- {shlex.quote(daemon)}"
+        pids = [int(word) for word in self.run(["sh", "-c", find]).split() if word != "0"]
+        if pids:
+            self.run(["kill", "-9", *map(str, pids)])
+        return pids
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def enter_command(self, command: Sequence[str]) -> list[str]:
+        terminal = ["-t"] if os.isatty(0) and os.isatty(1) else []
+        return operator.command(
+            [
+                "ssh",
+                "-F",
+                str(operator.SSH_CONFIG),
+                "-o",
+                "ConnectTimeout=30",
+                *terminal,
+                self.name,
+                shlex.join(command),
+            ]
+        )
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return b""

@@ -1,0 +1,92 @@
+"""The QEMU that is a host's hardware (NICs, disk, watchdog), and the datastore's server. Both are the image's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftkvm.lab import names
+from ftkvm.lab.vm.layer import TAG
+
+MEMORY_MIB = 1280
+"""Enough for the agent, libvirtd and a small guest with a secondary beside it."""
+KERNEL_WORDS = "root=/dev/nvme0n1 rw console=ttyS0 quiet panic=1 mitigations=off no_timer_check audit=0"
+_WATCHDOG = ("-device", "i6300esb", "-action", "watchdog=poweroff")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a host's hardware is made of."""
+
+    host: str
+    uuid: str
+    image: Path
+    disk: Path
+    memory_mib: int
+    accelerator: str
+    watchdog: bool
+
+    @property
+    def _run(self) -> Path:
+        return names.HOSTS / self.host
+
+    @property
+    def storage_socket(self) -> Path:
+        """Between QEMU and the datastore's server."""
+        return self._run / "datastore.sock"
+
+    @property
+    def monitor_socket(self) -> Path:
+        return self._run / "qmp.sock"
+
+    @property
+    def console(self) -> Path:
+        return self._run / "console.log"
+
+
+def accelerator(cpuinfo: str, kvm: Path = Path("/dev/kvm")) -> str:
+    """``kvm`` where this machine's CPU says that it can, else ``tcg``; a /dev/kvm alone says nothing."""
+    flags = next((line.split(":")[1].split() for line in cpuinfo.splitlines() if line.startswith("flags")), [])
+    return "kvm" if kvm.exists() and {"vmx", "svm"} & set(flags) else "tcg"
+
+
+def _program(image: Path, path: str) -> list[str]:
+    """A program of the image with the image's libraries: this machine need not have it."""
+    libraries = f"{image}/usr/lib/x86_64-linux-gnu:{image}/usr/lib/x86_64-linux-gnu/pulseaudio"
+    return [f"{image}/usr/lib64/ld-linux-x86-64.so.2", "--library-path", libraries, f"{image}/{path}"]
+
+
+def storage_command(machine: Machine) -> list[str]:
+    """The datastore's server of one host: no caches, so that hosts see each other's files as they are."""
+    return [
+        *_program(machine.image, "usr/libexec/virtiofsd"), f"--socket-path={machine.storage_socket}",
+        f"--shared-dir={names.DATASTORE}", "--cache=never", "--allow-direct-io", "--sandbox=none", "--log-level=warn",
+        "--inode-file-handles=never",
+    ]  # fmt: skip
+
+
+def qemu_command(machine: Machine) -> list[str]:
+    """The command line; to be run in the switches' name space, where the host's taps are."""
+    image, memory = machine.image, f"{machine.memory_mib}M"
+    nics: list[str] = []
+    for network in names.NETWORKS.values():
+        nics += ["-netdev", f"tap,id={network.nic},ifname={names.port(machine.host, network.name)}"
+                 ",script=no,downscript=no,vhost=off",
+                 "-device", f"virtio-net-pci,netdev={network.nic},id=nic-{network.nic}"
+                 f",mac={names.mac(machine.host, network.name)},romfile="]  # fmt: skip
+    kernel = sorted((image / "boot").glob("vmlinuz-*"))[-1]
+    # With hardware below the CPU is the real one; emulated it is AMD's, with what KVM needs (`svm`) in sight.
+    cpu = "host" if machine.accelerator == "kvm" else "max,+svm"
+    return [
+        *_program(image, "usr/bin/qemu-system-x86_64"), "-L", f"{image}/usr/share/qemu", "-L",
+        f"{image}/usr/share/seabios", "-name", f"{names.netns(machine.host)}", "-uuid", machine.uuid,
+        "-machine", f"q35,accel={machine.accelerator},memory-backend=ram", "-cpu", cpu, "-smp", "1", "-m", memory,
+        "-object", f"memory-backend-memfd,id=ram,size={memory},share=on",
+        "-nodefaults", "-no-user-config", "-display", "none", "-serial", "chardev:console",
+        "-chardev", f"file,id=console,path={machine.console},append=on",
+        "-kernel", str(kernel), "-append", KERNEL_WORDS,
+        "-blockdev", f"driver=file,node-name=disk,filename={machine.disk},cache.direct=off,discard=unmap",
+        "-device", "nvme,drive=disk,serial=ftlab",
+        "-chardev", f"socket,id=datastore,path={machine.storage_socket}",
+        "-device", f"vhost-user-fs-pci,chardev=datastore,tag={TAG}",
+        "-qmp", f"unix:{machine.monitor_socket},server=on,wait=off",
+        *nics, *(_WATCHDOG if machine.watchdog else ()),
+    ]  # fmt: skip

@@ -1,0 +1,84 @@
+"""The lab's hosts that are VMs: their hardware and files as they are told to QEMU and systemd."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.lab import lab, names
+from ftkvm.lab.vm import layer, machine
+from ftkvm.lab.vm.host import VmHost
+
+
+def made(tmp_path: Path, *, watchdog: bool = True, accelerator: str = "tcg") -> machine.Machine:
+    (tmp_path / "boot").mkdir(exist_ok=True)
+    (tmp_path / "boot/vmlinuz-6.12").touch()
+    return machine.Machine("host2", "id", tmp_path, tmp_path / "disk.raw", 1024, accelerator, watchdog)
+
+
+@pytest.mark.parametrize(("accelerator", "cpu"), [("tcg", "max,+svm"), ("kvm", "host")])
+def test_a_host_shows_its_guests_a_cpu_that_can_kvm(tmp_path: Path, accelerator: str, cpu: str) -> None:
+    words = machine.qemu_command(made(tmp_path, accelerator=accelerator))
+    assert words[words.index("-cpu") + 1] == cpu
+    assert f"accel={accelerator}" in words[words.index("-machine") + 1]
+
+
+def test_its_four_nics_are_on_its_own_ports_with_its_own_addresses(tmp_path: Path) -> None:
+    words = machine.qemu_command(made(tmp_path))
+    taps = [word for word in words if word.startswith("tap,")]
+    nics = [word for word in words if word.startswith("virtio-net-pci,")]
+    assert len(taps) == len(nics) == len(names.NETWORKS)
+    for network, tap, nic in zip(names.NETWORKS, taps, nics, strict=True):
+        assert f"ifname={names.port('host2', network)}," in tap
+        assert f"mac={names.mac('host2', network)}," in nic
+
+
+def test_the_watchdog_ends_the_host_and_can_be_left_out(tmp_path: Path) -> None:
+    words = machine.qemu_command(made(tmp_path))
+    assert "i6300esb" in words and words[words.index("-action") + 1] == "watchdog=poweroff"
+    assert "i6300esb" not in machine.qemu_command(made(tmp_path, watchdog=False))
+
+
+def test_kvm_is_used_where_the_cpu_says_that_it_can(tmp_path: Path) -> None:
+    kvm = tmp_path / "kvm"
+    kvm.touch()
+    assert machine.accelerator("flags\t\t: fpu svm sse\n", kvm) == "kvm"
+    assert machine.accelerator("flags\t\t: fpu sse\n", kvm) == "tcg"  # it opens, and that says nothing
+    assert machine.accelerator("flags\t\t: fpu vmx\n", tmp_path / "none") == "tcg"
+
+
+def test_networkd_names_each_nic_by_its_address_and_gives_it_the_hosts() -> None:
+    files = layer.nic_files("host2")
+    for network in names.NETWORKS.values():
+        link = files[f"/etc/systemd/network/10-{network.nic}.link"]
+        assert names.mac("host2", network.name) in link and f"Name={network.nic}\n" in link
+    for name in names.HOST_NETWORKS:
+        text = files[f"/etc/systemd/network/20-{names.NETWORKS[name].nic}.network"]
+        assert f"Address={names.host_address('host2', name)}/24\n" in text
+        assert ("Gateway=" in text) == (name == "management")
+    assert not any("vm0.network" in name for name in files)  # only bridged: the host is silent there
+
+
+def test_a_lab_stays_of_one_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    old = tmp_path / "lab.json"
+    old.write_text(json.dumps({"hosts": 3, "memory_mib": None, "image": "x"}))  # of a version without VMs
+    monkeypatch.setattr(lab, "RECORD", old)
+    assert lab.record().hosts_as == lab.CONTAINERS
+    with pytest.raises(FtkvmError) as caught:
+        lab.up(3, None, print, lab.VMS)
+    assert caught.value.code == "FTKVM-740"
+    old.write_text(json.dumps({"hosts": 1, "memory_mib": None, "image": "x", "hosts_as": "vms"}))
+    assert [type(each) for each in lab.hosts()] == [VmHost]
+
+
+def test_a_second_lab_shares_no_name_with_the_first() -> None:
+    script = "from ftkvm.lab import names; print(names.PREFIX, names.STATE, names.netns('host1'))"
+    second = dict(os.environ, FTKVM_LAB="other")
+    said = subprocess.run([sys.executable, "-c", script], env=second, capture_output=True, text=True, check=True)
+    prefix, state, namespace = said.stdout.split()
+    assert state == "/var/lib/ftkvm-lab-other" and namespace.startswith(prefix)
+    assert not prefix.startswith("ftlab-")  # by which the first one's clean-up finds what is its own
