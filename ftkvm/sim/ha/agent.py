@@ -47,7 +47,7 @@ class Agent:
         self.ended: list[m.Ended] = []
         self.busy: dict[str, str] = {}  # VM → what is done with it here
         self.under_way: set[str] = set()
-        self.starting: set[str] = set()  # VMs whose start it has asked for, here or elsewhere, and heard no end of
+        self.starting: dict[str, tuple[m.StartVm, int]] = {}  # VM → the start it asked for in which term, not ended
         self.watchdog_ms = 0
         self.status: m.Status | None = None
         self._woken = False
@@ -133,8 +133,8 @@ class Agent:
 
     def end(self, action: m.Action, result: m.Result, value: object = None, code: str = "") -> None:
         """An action has ended; the machine hears of it once."""
-        if isinstance(action, m.StartVm):
-            self.starting.discard(action.uuid)
+        if isinstance(action, m.StartVm) and self.starting.get(action.uuid, (None, 0))[0] == action:
+            del self.starting[action.uuid]
         self.ended.append(m.Ended(action, result, value, code))
         self.wake()
 

@@ -164,7 +164,8 @@ class World:
 
     def acts(self, agent: Agent, action: m.Action) -> None:
         """At most one coordinator acts: who starts or fences holds the newest lease at that moment. And it starts a VM
-        anew only when it has heard what became of its start before.
+        anew only when it has heard what became of its start before in this term: a coordinator of a later term, be it
+        on the same host, begins with what the datastore says (seed 205963).
 
         :raises Violation: it does not
         """
@@ -174,11 +175,12 @@ class World:
         if lease is None or (lease.host, lease.boot_id) != (host.name, host.boot_id):
             raise Violation(f"{host.name} acts ({action}), the lease is {lease}")
         if isinstance(action, m.StartVm):
-            if action.uuid in agent.starting:
+            _before, term = agent.starting.get(action.uuid, (None, 0))
+            if term == lease.term:
                 raise Violation(
                     f"{host.name} asks for two starts of {action.uuid} at once, the second on {action.host}"
                 )
-            agent.starting.add(action.uuid)
+            agent.starting[action.uuid] = action, lease.term
             self.started.append((self.clock.now, host.name, action.uuid, action.host))
 
     def check(self, uuid: str) -> None:
