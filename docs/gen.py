@@ -108,7 +108,8 @@ def messages() -> str:
                 lines.append(f"| {row.number} | {_cell(row.says)} | none | cannot happen: {_cell(row.cannot)} | - |")
                 continue
             codes = " ".join(f"[{code[6:]}](#{code.lower()})" for code in row.codes)
-            lines.append(f"| {row.number} | {_cell(row.says)} | {codes} | {_cell(row.provoked)} | `{row.test}` |")
+            tests = " ".join(f"`{test}`" for test in row.tests)
+            lines.append(f"| {row.number} | {_cell(row.says)} | {codes} | {_cell(row.provoked)} | {tests} |")
     lines += ["", "## Every message", "", "Words in braces are filled in. Exit statuses: README."]
     for code in sorted(CATALOGUE):
         entry = CATALOGUE[code]

@@ -319,7 +319,7 @@ class PairManager:
 
         ``disable``: the wish for FT and the secondary's place are kept, for `ftkvm enable` to take up (FT-08).
 
-        :raises FtkvmError: FTKVM-402 not on, FTKVM-530 asked for on the secondary's host, FTKVM-501
+        :raises FtkvmError: FTKVM-402 not on, FTKVM-501
         """
         store = PairStore(self.ctx.datastore, vm_uuid)
         kept = self._place(store) if disable else None
@@ -329,8 +329,6 @@ class PairManager:
         worker = self.workers.get(vm_uuid)
         if worker is None:
             raise FtkvmError("FTKVM-402", vm=vm_uuid)
-        if worker.spec is not None and worker.spec.role == "secondary":
-            raise FtkvmError("FTKVM-530", vm=worker.name, host=self.ctx.host)
         wanted = (self._read(worker.store.vm) or {}).get("ft", {}).get("enabled")
         if not wanted and self._read(worker.store.operation) is None:  # else one was cut off: carry it on
             raise FtkvmError("FTKVM-402", vm=worker.name)
@@ -484,6 +482,13 @@ class PairManager:
         if worker.operation_lock.locked():
             raise FtkvmError("FTKVM-501", vm=worker.name, operation=worker.operation_name or "unknown")
         return prepare(self.ctx, worker, request)
+
+    def has_secondary(self, vm_uuid: str) -> bool:
+        """Whether this host's copy of a VM is a secondary, and has not been told to go live."""
+        worker = self.workers.get(vm_uuid)
+        if worker is None or worker.spec is None or worker.spec.role != "secondary":
+            return False
+        return worker.vm.pid() is not None
 
     def facts_for_peer(self) -> dict[str, Any]:
         """What placement wants to know of this host."""

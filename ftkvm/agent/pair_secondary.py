@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 PORT_RANGE = range(7500, 8500)
 ACCEPT_TIMEOUT_S = 150.0
+REFUSED_BY_LIBVIRT = ("FTKVM-106", "FTKVM-107")
 
 
 def prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any]) -> dict[str, Any]:
@@ -58,9 +59,10 @@ def prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any]) -> d
             worker.vm.kill()
             worker.keeper.drop_pair(worker.uuid)
             worker.spec = None
-            if isinstance(error, FtkvmError):
+            if isinstance(error, FtkvmError) and error.code not in REFUSED_BY_LIBVIRT:
                 raise
-            raise FtkvmError("FTKVM-521", vm=request["vm"], host=ctx.host, detail=error) from error
+            detail = error.params["detail"] if isinstance(error, FtkvmError) else error
+            raise FtkvmError("FTKVM-521", vm=request["vm"], host=ctx.host, detail=detail) from error
 
 
 def _prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any], spec: PairSpec) -> dict[str, Any]:

@@ -413,7 +413,7 @@ class Service:
 
     def stop_here(self, uuid: str, *, force: bool, timeout_s: float) -> Json:
         """Begin to stop a VM here."""
-        record = self.vms.find(uuid)
+        record = self._operated_here(uuid)
         operation = self.operations.start(
             "stop", record.name, uuid,
             lambda progress: self.vms.stop(record, force=force, timeout_s=timeout_s, progress=progress),
@@ -422,7 +422,7 @@ class Service:
 
     def enable_here(self, uuid: str, secondary: str | None) -> Json:
         """Check everything that can be checked without touching anything, then begin to protect a VM that runs here."""
-        record, pairs = self.vms.find(uuid), self._pairs()
+        record, pairs = self._operated_here(uuid), self._pairs()
         running = self.operations.running(uuid)
         if running is not None:
             raise FtkvmError("FTKVM-501", vm=record.name, operation=running.kind)
@@ -483,7 +483,7 @@ class Service:
 
     def turn_off_here(self, uuid: str, *, disable: bool = False) -> Json:
         """Begin to turn FT off, or to disable it."""
-        record, pairs = self.vms.find(uuid), self._pairs()
+        record, pairs = self._operated_here(uuid), self._pairs()
 
         def work(progress: Progress) -> None:
             if record.ft_disabled and not self._cut_off(record):  # no pair is left: only the wish is
@@ -496,13 +496,13 @@ class Service:
 
     def test_here(self, uuid: str, what: Literal["failover", "restart-secondary"]) -> Json:
         """Begin a test of the pair whose primary is here."""
-        record, life = self.vms.find(uuid), self._pairs().life
+        record, life = self._operated_here(uuid), self._pairs().life
         run = life.test_failover if what == "failover" else life.test_restart_secondary
         return asdict(self.operations.start(f"test-{what}", record.name, uuid, lambda progress: run(uuid, progress)))
 
     def move_secondary_here(self, uuid: str, to: str | None) -> Json:
         """Begin to move the secondary of the VM whose primary is here."""
-        record, life = self.vms.find(uuid), self._pairs().life
+        record, life = self._operated_here(uuid), self._pairs().life
         operation = self.operations.start(
             "move-secondary", record.name, uuid, lambda progress: life.move_secondary(uuid, to, progress)
         )
@@ -510,7 +510,7 @@ class Service:
 
     def migrate_here(self, uuid: str, to: str | None) -> Json:
         """Begin to move a VM that runs here to another host."""
-        return asdict(self._begin_migration(self.vms.find(uuid), to))
+        return asdict(self._begin_migration(self._operated_here(uuid), to))
 
     def _begin_migration(self, record: VmRecord, to: str | None) -> Operation:
         running = self.operations.running(record.uuid)
@@ -559,6 +559,19 @@ class Service:
         return read_again(self._ctx, uuid)
 
     # helpers
+
+    def _operated_here(self, uuid: str) -> VmRecord:
+        """A VM that this host was asked to operate.
+
+        safety: a secondary is no VM of its own; stopped or moved like one, it would be lost to the pair, or its epoch
+        ended, while the primary goes on.
+
+        :raises FtkvmError: FTKVM-530 only the VM's secondary is here (FT-08)
+        """
+        record, pairs = self.vms.find(uuid), self.vms.pairs
+        if pairs is not None and pairs.has_secondary(uuid):
+            raise FtkvmError("FTKVM-530", vm=record.name, host=self._ctx.host)
+        return record
 
     def _pairs(self) -> Pairs:
         pairs = self.vms.pairs

@@ -1,6 +1,7 @@
 """Refusals of the guide's tables that need neither a lab nor QEMU."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -60,6 +61,49 @@ def test_a_vm_with_ft_stays_in_the_cluster(service: Service) -> None:
         service.unregister("vm1", "h1")
     assert caught.value.code == "FTKVM-110"
     assert service.vms.find("vm1").ft_enabled
+
+
+@pytest.mark.parametrize("role", ["primary", "secondary"])
+def test_a_host_with_a_copy_stays_in_the_cluster(service: Service, peers: MadeUpPeers, role: str) -> None:
+    peers.running.append({"uuid": "u1", "name": "vm1", "state": "running", "role": role})
+    with pytest.raises(FtkvmError) as caught:
+        service.remove_host("h1", dead=False)
+    assert caught.value.code == "FTKVM-214"
+    assert "vm1" in caught.value.text
+    assert "h1" in service.vms._ctx.cluster.hosts()
+
+
+@dataclass
+class OnlyTheSecondary:
+    """The PairManager of a secondary's host, as far as nothing of it may be called but this."""
+
+    here: bool = True
+
+    def has_secondary(self, vm_uuid: str) -> bool:
+        return self.here
+
+
+OPERATIONS: dict[str, Callable[[Service], Json]] = {
+    "enable": lambda service: service.enable_here("u1", None),
+    "disable": lambda service: service.turn_off_here("u1", disable=True),
+    "turn off": lambda service: service.turn_off_here("u1"),
+    "test failover": lambda service: service.test_here("u1", "failover"),
+    "test restart-secondary": lambda service: service.test_here("u1", "restart-secondary"),
+    "move secondary": lambda service: service.move_secondary_here("u1", None),
+    "migrate": lambda service: service.migrate_here("u1", None),
+    "stop": lambda service: service.stop_here("u1", force=True, timeout_s=1.0),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_secondary_is_not_operated(service: Service, name: str) -> None:
+    """FT-08. And nothing is begun: no operation, no note that the VM shall be off."""
+    service.vms._ctx.extras["pairs"] = OnlyTheSecondary()
+    with pytest.raises(FtkvmError) as caught:
+        OPERATIONS[name](service)
+    assert (caught.value.code, caught.value.params) == ("FTKVM-530", {"vm": "vm1", "host": "h1"})
+    assert service.operations.all_running() == []
+    assert service.vms._ctx.datastore.list("vms/u1") == ["domain.xml", "vm.json"]
 
 
 def test_a_definition_that_is_damaged(service: Service) -> None:
