@@ -26,6 +26,7 @@ from ftkvm.core.pair import (
     decide,
 )
 from ftkvm.core.reasons import MEANINGS, NOBODY_GOES_LIVE, Reason
+from ftkvm.core.trouble import unnoticed_ms
 
 TIMES = FtSettings()
 HOSTS = ("a", "b", "c")
@@ -284,6 +285,15 @@ def test_reachable_loser_is_told_before_going_live_a_silent_one_after() -> None:
     won = replace(SECONDARY, winner=Winner("b", Reason.COLO_EXIT))
     assert decide(won, TIMES).actions == (core.TellPeerDestroy(7), core.GoLive(7))
     assert decide(replace(won, peer=SILENT), TIMES).actions == (core.GoLive(7), core.TellPeerDestroy(7))
+
+
+@pytest.mark.parametrize(("reason", "expected"), [
+    (Reason.PEER_SILENT, 310), (Reason.COLO_EXIT, 12), (Reason.CHECKPOINT_STALLED, 3001), (Reason.HOLD_LOST, None),
+    (Reason.SECONDARY_DIVERGES, None),
+])  # fmt: skip
+def test_how_long_it_was_so_before_it_was_noticed(reason: Reason, expected: int | None) -> None:
+    peer = PeerEvidence(Verdict.SILENT, 310)
+    assert unnoticed_ms(replace(PRIMARY, peer=peer, colo_exit_age_ms=12, checkpoint_age_ms=3001), reason) == expected
 
 
 def test_every_reason_has_a_meaning() -> None:

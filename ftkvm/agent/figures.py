@@ -56,11 +56,12 @@ class CheckpointFigures:
 
 @dataclass
 class FailoverFigures:
-    """The times of one failover, in ms since its detection."""
+    """The times of one failover, in ms since its detection; ``detection_ms``: what passed before it, at most."""
 
     epoch: int
     reason: str
     last_checkpoint: float
+    detection_ms: int | None = None
     detected_at: float = field(default_factory=time.monotonic)
     detected_wall: float = field(default_factory=time.time)
     arbitrated_ms: float | None = None
@@ -79,15 +80,25 @@ class FailoverFigures:
     def _since(self) -> float:
         return round((time.monotonic() - self.detected_at) * 1000, 1)
 
-    def to_json(self, host: str) -> dict[str, Any]:
+    @property
+    def gap_ms(self) -> float | None:
+        """From the last sign of the other copy until this one ran alone: what clients see, beside resending."""
+        if self.detection_ms is None or self.live_ms is None:
+            return None
+        return round(self.detection_ms + self.live_ms, 1)
+
+    def to_json(self, host: str, uuid: str) -> dict[str, Any]:
         return {
+            "uuid": uuid,
             "epoch": self.epoch,
             "reason": self.reason,
             "host": host,
             "side": self.side,
             "at": self.detected_wall,
+            "detection_ms": self.detection_ms,
             "arbitration_ms": self.arbitrated_ms,
             "promote_ms": self.live_ms,
+            "gap_ms": self.gap_ms,
             "since_checkpoint_ms": round((self.detected_at - self.last_checkpoint) * 1000, 1)
             if self.last_checkpoint
             else None,

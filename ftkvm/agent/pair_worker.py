@@ -20,6 +20,7 @@ from ..core.facts import OperationPhase, SecondarySilence
 from ..core.pair import Observation, QemuState, Role, Winner, decide
 from ..core.patience import patience_ms
 from ..core.reasons import Reason
+from ..core.trouble import unnoticed_ms
 from ..engine import primary, secondary
 from ..engine.secondary import Overlays
 from ..engine.shape import Disk
@@ -367,7 +368,8 @@ class PairWorker:
         if self.failover is None or self.failover.epoch != epoch:
             if reason is Reason.SECONDARY_DIVERGES:
                 self._given_up_mute.append(time.monotonic())
-            self.failover = FailoverFigures(epoch, str(reason), self.figures.last_resume)
+            noticed_ms = unnoticed_ms(self.observation, reason) if self.observation is not None else None
+            self.failover = FailoverFigures(epoch, str(reason), self.figures.last_resume, noticed_ms)
         if self._arbitration is None or self._arbitration[0] != epoch:
             work = self.ctx.workers.submit(
                 lambda: self.store.arbitrate(epoch, self.ctx.host, self.ctx.boot_id, reason), f"arbitrate {self.name}"
@@ -447,7 +449,7 @@ class PairWorker:
         self._replication_error = False
         self._own_disk_error = False
         if self.failover is not None and self.failover.epoch == epoch:
-            document = self.failover.to_json(self.ctx.host)
+            document = self.failover.to_json(self.ctx.host, self.uuid)
             log.warning("%s: %s", self.name, document)
             self.ctx.workers.submit(lambda: self._record_failover(epoch, document), "record failover")
 

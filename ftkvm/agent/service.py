@@ -300,7 +300,8 @@ class Service:
 
         :raises FtkvmError: FTKVM-101, FTKVM-301 … 306
         """
-        return history_of(self._ctx, self.vms.find(name).name)
+        record = self.vms.find(name)
+        return history_of(self._ctx, record.name, record.uuid)
 
     def turn_off(self, name: str) -> Json:
         """Turn FT off; returns the operation. If no copy runs, the host asked cleans up. One cut off is carried on.

@@ -9,7 +9,8 @@ from ftkvm.cli.client import AgentClient
 from ftkvm.cli.output import Reporter, output_option
 from ftkvm.ports import Json
 
-_COLUMNS = ("WHEN", "EPOCH", "REASON", "WENT ON AT", "AS", "DECIDED MS", "LIVE MS", "SINCE CHECKPOINT MS")
+_COLUMNS = ("WHEN", "EPOCH", "REASON", "WENT ON AT", "AS", "NOTICED MS", "DECIDED MS", "LIVE MS", "GAP MS",
+            "SINCE CHECKPOINT MS")  # fmt: skip
 
 
 @click.command()
@@ -18,7 +19,8 @@ _COLUMNS = ("WHEN", "EPOCH", "REASON", "WENT ON AT", "AS", "DECIDED MS", "LIVE M
 def history(vm: str, output: str) -> None:
     """Show every failover of VM with its times, oldest first.
 
-    Times count from the moment the trouble was noticed; WENT ON AT is the host whose copy won.
+    NOTICED is the time from the last sign of the other copy until the trouble was noticed, at most; DECIDED and LIVE
+    count from then; GAP is NOTICED and LIVE together. WENT ON AT is the host whose copy won.
     """
     reporter = Reporter(output)
     document = AgentClient().call("GET", f"/v1/vms/{quote(vm)}/ft/history")
@@ -34,5 +36,6 @@ def row(entry: Json) -> tuple[object, ...]:
     """One failover as the cells of a line."""
     at = entry.get("at")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(at))) if isinstance(at, int | float) else None
-    keys = ("epoch", "reason", "host", "side", "arbitration_ms", "promote_ms", "since_checkpoint_ms")
+    times = ("detection_ms", "arbitration_ms", "promote_ms", "gap_ms", "since_checkpoint_ms")
+    keys = ("epoch", "reason", "host", "side", *times)
     return (when, *(entry.get(key) for key in keys))

@@ -7,8 +7,10 @@ from typing import Any
 Entry = dict[str, Any]
 
 
-def failovers(histories: Mapping[str, str], vm: str) -> tuple[list[Entry], dict[str, int]]:
-    """The events ``failover`` of ``vm``, oldest first, and per file how many lines are not understood.
+def failovers(histories: Mapping[str, str], vm: str, uuid: str) -> tuple[list[Entry], dict[str, int]]:
+    """The events ``failover`` of a VM, oldest first, and per file how many lines are not understood.
+
+    A line names the VM by its UUID too; one that an older version wrote counts by its name.
 
     A host that loses power while it appends leaves half a line, to which the next one is joined: that is told, and
     hides nothing else.
@@ -25,7 +27,9 @@ def failovers(histories: Mapping[str, str], vm: str) -> tuple[list[Entry], dict[
                 entry = None
             if not isinstance(entry, dict):
                 damaged[name] = damaged.get(name, 0) + 1
-            elif entry.get("event") == "failover" and entry.get("vm") == vm:
+            elif entry.get("event") == "failover" and (
+                entry["uuid"] == uuid if "uuid" in entry else entry.get("vm") == vm
+            ):
                 found.append(entry)
     return sorted(found, key=_at), damaged
 

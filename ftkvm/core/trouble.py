@@ -165,6 +165,22 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+def unnoticed_ms(obs: Observation, reason: Reason) -> int | None:
+    """For how long at most what ``reason`` says was so before it was found: since the last sign of the contrary.
+
+    None: there is none, as for an error, which is reported in the moment it happens or is met.
+    """
+    signs = {
+        Reason.PEER_SILENT: obs.peer.beat_age_ms,
+        Reason.PEER_QEMU_GONE: obs.checkpoint_age_ms,
+        Reason.PEER_STALLED: obs.checkpoint_age_ms,
+        Reason.CHECKPOINT_STALLED: obs.checkpoint_age_ms,
+        Reason.COLO_EXIT: obs.colo_exit_age_ms,
+        Reason.SECONDARY_DIVERGES: obs.secondary_silence.ms if obs.secondary_silence else None,
+    }
+    return signs.get(reason)
+
+
 def find_trouble(obs: Observation, settings: FtSettings) -> Trouble | None:
     """The trouble that justifies arbitration soonest, or None."""
     found = [trouble for rule in RULES if (trouble := rule(obs, settings)) is not None]
