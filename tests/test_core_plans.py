@@ -120,6 +120,7 @@ def test_most_free_memory_wins_and_never_the_primarys_host() -> None:
         ({"cpu": "other"}, Refusal.CPU),
         ({"maintenance": True}, Refusal.MAINTENANCE),
         ({"bridges": frozenset()}, Refusal.NETWORK),
+        ({"ft_reached": False}, Refusal.FT_NETWORK),
         ({"free_memory_mb": 1500}, Refusal.MEMORY),
     ],
 )

@@ -1,11 +1,11 @@
 """What must hold before FT is turned on for a VM, looked at from the primary's host; nothing is touched here."""
 
-import socket
 import subprocess
 from dataclasses import replace
 
 from ftkvm.adapters.images import image_facts
 from ftkvm.agent.context import AgentContext
+from ftkvm.agent.ft_network import unreached
 from ftkvm.agent.gather import gather
 from ftkvm.agent.security import Security
 from ftkvm.agent.storage import bounded, require_writable
@@ -18,8 +18,6 @@ from ftkvm.core.ft_settings import effective
 from ftkvm.core.ha import settings
 from ftkvm.engine.shape import as_if_never_a_secondary
 from ftkvm.ports import DatastoreUnreachable
-
-_CONNECT_TIMEOUT_S = 1.0
 
 
 def require_suitable(ctx: AgentContext, record: VmRecord, definition: str | None = None) -> None:
@@ -113,14 +111,4 @@ def _unfit(ctx: AgentContext, host: str, health: object) -> FtkvmError | None:
         return FtkvmError("FTKVM-901", detail=f"health of {host}")
     if health.get("error"):
         return FtkvmError.from_json(health["error"])
-    return _ft_network(ctx, host)
-
-
-def _ft_network(ctx: AgentContext, host: str) -> FtkvmError | None:
-    """Whether the other host is reached from our FT address at its FT address."""
-    entry = ctx.cluster.host(host)
-    try:
-        socket.create_connection((entry.ft, entry.api_port), _CONNECT_TIMEOUT_S, (ctx.config.ft, 0)).close()
-    except OSError as error:
-        return FtkvmError("FTKVM-405", host=host, address=entry.ft, detail=str(error) or type(error).__name__)
-    return None
+    return unreached(ctx, host)

@@ -19,6 +19,7 @@ from ..core.placement import HostFacts, Refusal, VmNeeds, choose_secondary
 from ..core.versions import dotted
 from ..keeper.client import KeeperClient
 from .context import AgentContext
+from .ft_network import reached
 
 if TYPE_CHECKING:  # libvirt's binding exists on hosts only
     from .local_vm import LocalVm
@@ -95,6 +96,9 @@ def choose_host(ctx: AgentContext, vm: "LocalVm", wanted: str | None, exclude: C
 def choose_for(ctx: AgentContext, needs: VmNeeds, wanted: str | None, exclude: Collection[str] = ()) -> str:
     """The host for a secondary with these needs. :raises FtkvmError: FTKVM-404 none fits (with each reason)"""
     facts = hosts_facts(ctx)
+    if needs.primary_host == ctx.host:
+        heard = reached(ctx, [each.name for each in facts if each.alive and each.name != ctx.host])
+        facts = [replace(each, ft_reached=each.name in heard) for each in facts]
     ruled_out = [*exclude, *(host.name for host in facts if wanted is not None and host.name != wanted)]
     kept = kept_empty(ctx.cluster.current().settings)  # the failover host
     ruled_out += [kept] if kept and wanted is None else []

@@ -20,6 +20,7 @@ class Refusal(StrEnum):
     LIBVIRT_VERSION = "libvirt-version"
     CPU = "cpu"
     NETWORK = "network"
+    FT_NETWORK = "ft-network"
     MEMORY = "memory"
 
 
@@ -28,6 +29,7 @@ class HostFacts:
     """What is known of one host. `cpu`: a fingerprint of vendor, family, model, stepping and extensions.
 
     `cpu_group`: the operator's group within which this processor may be paired with others (see `checks/cpu.py`).
+    `ft_reached`: not that it is unreachable on the FT network from the primary's host.
     """
 
     name: str
@@ -41,6 +43,7 @@ class HostFacts:
     maintenance: bool = False
     bridges: frozenset[str] = frozenset()
     cpu_group: str = ""
+    ft_reached: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ CHECKS: tuple[tuple[Refusal, Check], ...] = (
     (Refusal.LIBVIRT_VERSION, lambda host, primary, vm: host.libvirt_version == primary.libvirt_version),
     (Refusal.CPU, lambda host, primary, vm: alike(host.cpu, primary.cpu, host.cpu_group, primary.cpu_group)),
     (Refusal.NETWORK, lambda host, primary, vm: vm.bridges <= host.bridges),
+    (Refusal.FT_NETWORK, lambda host, primary, vm: host.ft_reached),
     (Refusal.MEMORY, lambda host, primary, vm: host.free_memory_mb >= MEMORY_FACTOR * vm.memory_mb),
 )
 

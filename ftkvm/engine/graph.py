@@ -124,9 +124,18 @@ def set_drive(monitor: MonitorPort, disk: Disk, node: str) -> None:
 def libvirt_node(monitor: MonitorPort, disk: Disk) -> tuple[str, int]:
     """(node name, virtual size in bytes) of libvirt's own top node of the disk's image.
 
+    safety: below a primary's quorum it is the quorum's child, whatever image we know of. An operator's snapshot puts
+    another one on top, and the one we know is still open, below it: a device set to that one would go back in time.
+
     :raises EngineError: no such node: the image in the XML is not the one QEMU has open
     """
-    for node in monitor.execute("query-named-block-nodes", {"flat": True}):
+    nodes = monitor.execute("query-named-block-nodes", {"flat": True})
+    sizes = {node["node-name"]: node.get("image", {}).get("virtual-size") for node in nodes}
+    if DiskNames(disk.target).quorum in sizes:
+        for child in quorum_children(monitor, DiskNames(disk.target).quorum):
+            if child.startswith("libvirt-"):
+                return child, int(sizes[child])
+    for node in nodes:
         if node["node-name"].startswith("libvirt-") and node["drv"] == disk.image_format:
             image = node.get("image", {})
             if disk.source in (image.get("filename"), node.get("file")):
@@ -134,14 +143,16 @@ def libvirt_node(monitor: MonitorPort, disk: Disk) -> tuple[str, int]:
     raise EngineError(f"no libvirt node has {disk.source} open")
 
 
-def quorum_child(monitor: MonitorPort, quorum: str, node: str) -> str | None:
-    """The name (``children.N``: they count up) under which ``node`` is a child of ``quorum``; None when it is not."""
+def quorum_children(monitor: MonitorPort, quorum: str) -> dict[str, str]:
+    """The children of ``quorum``: node → name as a child (``children.N``: they count up)."""
     graph = monitor.execute("x-debug-query-block-graph")
-    ids = {entry["name"]: entry["id"] for entry in graph["nodes"] if entry["type"] == "block-driver"}
-    for edge in graph["edges"]:
-        if edge["parent"] == ids.get(quorum) and edge["child"] == ids.get(node):
-            return str(edge["name"])
-    return None
+    names = {entry["id"]: entry["name"] for entry in graph["nodes"] if entry["type"] == "block-driver"}
+    return {names[edge["child"]]: str(edge["name"]) for edge in graph["edges"] if names.get(edge["parent"]) == quorum}
+
+
+def quorum_child(monitor: MonitorPort, quorum: str, node: str) -> str | None:
+    """The name under which ``node`` is a child of ``quorum``; None when it is not."""
+    return quorum_children(monitor, quorum).get(node)
 
 
 def child_of(monitor: MonitorPort, node: str, role: str) -> str | None:
