@@ -117,7 +117,7 @@ CATALOGUE: dict[str, Message] = dict(
         _m("FTKVM-114", "setting {name} of VM {vm} is refused: {detail}", "The name or the value is not one that FT knows.",
            "`ftkvm vm show {vm}` lists the settings with their defaults and ranges.", 2),
         _m("FTKVM-115", "VM {vm} is not started from {image}: there are overlays on it ({newer})",
-           "They look like FT's, and no pair record and no journal on the datastore accounts for them; the newest writes may be in them.",
+           "No pair record and no journal on the datastore accounts for them: they look like FT's, or are snapshots taken past ftkvm (virsh). The newest writes may be in them.",
            "Nothing is lost. If they are copies or left-overs, move them away; else write them back (`qemu-img commit -b IMAGE OVERLAY`). Then start again.", 2),
         _m("FTKVM-116", "VM {vm} went on at {host}", "The other copy won the pair's epoch in the same moment.",
            "Run the command again; it then acts on the copy that runs."),

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import select
+import struct
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ MEASURE_TIMEOUT_S = 120.0
 CONVERT_STALL_S = 600.0
 """A conversion that says nothing for this long hangs; how long it takes in all depends on the disk."""
 _PERCENT = re.compile(rb"\((\d+)\.\d+/100%\)")
+_QCOW2_HEAD = struct.Struct(">4sIQI")
+"""Magic, version, offset and length of the backing file's name (QEMU's docs/interop/qcow2.txt)."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,37 @@ def overlays_on(path: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def snapshots_on(path: str) -> tuple[str, ...]:
+    """Overlays that are none of ours (taken with virsh), lie directly on ``path`` and were written to after it.
+
+    One that is older than the image below it is a left-over: something has run from that image since.
+    """
+    if not Path(path).exists():
+        return ()
+    written = Path(path).stat().st_mtime_ns
+    found = []
+    for file in sorted(Path(path).parent.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # another VM's overlay, merged in this moment
+            newer = parse_overlay(str(file)) is None and file.is_file() and file.stat().st_mtime_ns > written
+            if newer and _backing_of(file) == path:
+                found.append(str(file))
+    return tuple(found)
+
+
+def _backing_of(file: Path) -> str | None:
+    """The backing file that a qcow2 header names, as an absolute path; None: it is no overlay, or no qcow2 at all."""
+    with file.open("rb") as opened:
+        header = opened.read(_QCOW2_HEAD.size)
+        if len(header) < _QCOW2_HEAD.size:
+            return None
+        magic, _version, offset, length = _QCOW2_HEAD.unpack(header)
+        if magic != b"QFI\xfb" or not offset or not 0 < length < 1024:
+            return None
+        opened.seek(offset)
+        name = opened.read(length).decode(errors="replace")
+    return str(file.parent / name)
+
+
 def is_overlay(path: str) -> bool:
     """Whether ``path`` is there and is a qcow2 image of ours: of a scratch disk, or one that names its backing file.
 
@@ -91,6 +125,11 @@ def is_overlay(path: str) -> bool:
     image = json.loads(_qemu_img("info", "--force-share", "--output=json", path))
     is_scratch = known.side in (Side.HIDDEN, Side.ACTIVE)
     return image["format"] == "qcow2" and (is_scratch or "full-backing-filename" in image)
+
+
+def is_there(path: str) -> bool:
+    """Whether there is such a file, and something in it."""
+    return Path(path).exists() and Path(path).stat().st_size > 0
 
 
 def fold(top: str) -> None:

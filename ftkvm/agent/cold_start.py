@@ -168,6 +168,7 @@ class ColdStart:
         """
         for plan in plans.values():
             above = [each for each in images.overlays_on(plan.image) if not explained(each, papers)]
+            above += images.snapshots_on(plan.image)
             if above:
                 raise FtkvmError("FTKVM-115", vm=self.vm, image=plan.image, newer=", ".join(above))
 
