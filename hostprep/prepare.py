@@ -1,5 +1,6 @@
 """Prepares one host and enters it into the cluster: the whole way from SSH to an agent that answers."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -41,6 +42,7 @@ WATCHDOG = "/dev/watchdog"
 """Used if the host has one: its hardware's, softdog's, or one that is kept for it from outside."""
 _PKI = "/etc/ftkvm/pki"
 _HEALTH_TIMEOUT_S = 45.0
+_KNOWN_TIMEOUT_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def prepare(
         session.run(f"rm -rf {clean_up(wish)}")
     current = home.load()
     home.save(replace(current, hosts={**current.hosts, entry.name: entry.to_json()}))
+    if not joined:
+        _wait_known(home, entry)
     return Prepared(entry, [step.text for step in todo])
 
 
@@ -189,6 +193,20 @@ def note_certificate(home: Home, wish: Wish) -> None:
 def _file_names() -> list[str]:
     pki = [f"{_PKI}/{name}" for name in ("ca.crt", "host.crt", "host.key", "crl.pem")]
     return [CONFIG, "/etc/ftkvm/beat.key", *pki, *unit_files()]
+
+
+def _wait_known(home: Home, entry: HostEntry) -> None:
+    """Until the host's own agent has read that it is in the cluster: who asks it next must not be told of no cluster.
+
+    It reads that by itself; if it takes longer, the host is in the cluster all the same.
+    """
+    peers = HttpsPeers(lambda _host: entry, home.tls().client_context())
+    deadline = time.monotonic() + _KNOWN_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FtkvmError):
+            if any(row["name"] == entry.name for row in peers.call(entry.name, "GET", "/v1/hosts", None, 3.0)["hosts"]):
+                return
+        time.sleep(0.2)
 
 
 def _health_check(home: Home, entry: HostEntry) -> Callable[[], None]:
