@@ -117,7 +117,8 @@ def test_a_secondary_that_libvirt_refuses(seat: Seat) -> None:
 UNPROTECTED = {
     "turn-off {vm}": "402", "disable {vm}": "402", "test failover {vm}": "402", "test restart-secondary {vm}": "402",
     "vm migrate {vm} --secondary": "402", "enable {vm} --secondary {host}": "403",
-    "enable {vm} --secondary nope": "201", "enable nope": "101", "vm start {vm}": "103", "host remove {host}": "214",
+    "enable {vm} --secondary nope": "201", "enable nope": "101", "vm start {vm}": "103",
+    "host remove {host} --keep-files": "214",
     "vm unregister {vm} --host {host}": "660", "vm migrate {vm} --to {host}": "650",
 }  # fmt: skip
 PROTECTED = {
@@ -128,7 +129,8 @@ PROTECTED = {
     "vm set {vm} ft.nothing=1": "114", "vm set {vm} ha.restart_priority=often": "637",
     "vm migrate {vm} --to {host}": "650", "vm migrate {vm} --to {secondary}": "409",
     "vm migrate {vm} --secondary --to {secondary}": "408", "vm migrate {vm} --secondary --to {host}": "403",
-    "vm migrate {vm} --to nope": "201", "host remove {host}": "214", "host remove {secondary}": "214",
+    "vm migrate {vm} --to nope": "201", "host remove {host} --keep-files": "214",
+    "host remove {secondary} --keep-files": "214",
     "host maintenance exit {secondary}": "657", "test failover nope": "101",
 }  # fmt: skip
 DISABLED = {"disable {vm}": "410", "test failover {vm}": "402", "vm unregister {vm} --host {host}": "110"}

@@ -51,6 +51,9 @@ class NoPairs:
     def status(self, _uuid: str | None) -> list[Json]:
         return []
 
+    def has_secondary(self, _uuid: str) -> bool:
+        return False
+
 
 @dataclass
 class OneHost:
