@@ -4,7 +4,7 @@ Every part asks what is there before it acts, so an agent that starts again simp
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ..adapters import images
@@ -66,6 +66,7 @@ def turn_off_stopped(
         cold.end_epoch(pair.epoch, pair.primary.host)
     cold.require_home(None)
     newest = cold.images(progress)
+    used: set[str] = set()
     if pair is not None and pair.copied:
         define_on(ctx, store.uuid, newest)
         progress(1, 1, "FT is off")
@@ -80,19 +81,24 @@ def turn_off_stopped(
             images.commit(top, chain[len(overlays)])
         for path in overlays:  # the top first: it is what says that there is something to merge
             images.remove(path)
+        used |= set(chain[len(overlays) :])
     progress(len(newest) + 1, len(newest) + 1, "FT is off")
-    remove_overlays(store)
+    remove_overlays(store, used)
     store.set_ft_off(kept)
     store.clear_operation()
 
 
-def remove_overlays(store: PairStore) -> None:
-    """All overlays that any pair record of the VM names, when none of them is needed any more."""
+def remove_overlays(store: PairStore, used: Collection[str]) -> None:
+    """All overlays that any pair record of the VM names, but those ``used``: the images its disks are made of now.
+
+    safety: after a merge none of ours is among them, unless somebody has put an image on top of one (a snapshot with
+    virsh): that one cannot be read without it.
+    """
     for epoch in store.epochs():
         pair = store.pair(epoch)
         for place in (pair.primary, pair.secondary) if pair else ():
             for image in place.disks.values():
-                if ".ft-" in image:
+                if ".ft-" in image and image not in used:
                     images.remove_copy(image)
 
 
@@ -164,7 +170,8 @@ class _TurnOff:
         vm = self.worker.vm
         for disk in vm.shape(fresh=True).disks:
             merge_chain(self.ctx, vm, disk.target)
-        remove_overlays(self.store)
+        used = {image.path for disk in vm.shape(fresh=True).disks for image in images.chain(disk.source)}
+        remove_overlays(self.store, used)
 
     def forget(self) -> None:
         """The keeper no longer gates the VM's port; the records of past epochs stay: they still arbitrate."""

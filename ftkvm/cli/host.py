@@ -1,6 +1,7 @@
 """``ftkvm host``."""
 
 import contextlib
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -181,7 +182,17 @@ def restore(
 def _session(name: str, address: str | None, user: str, key: Path | None, port: int, known_hosts: Path) -> "Session":
     from hostprep.ssh import Session, Target  # paramiko takes a while to import, and hosts do not have it
 
-    return Session(Target(name, address or name, user, port, key, known_hosts))
+    return Session(Target(name, address or _known_address(name), user, port, key, known_hosts))
+
+
+def _known_address(name: str) -> str:
+    """Its name if that leads anywhere, else its address in the cluster: it may have been added with --address."""
+    cluster = Home().load()
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return cluster.entry(name).management if name in cluster.hosts else name
+    return name
 
 
 def _take_back(runner: "Session", *, purge: bool, dry_run: bool = False) -> "TakenBack":

@@ -73,6 +73,11 @@ def suppress_vmdesc(monitor: MonitorPort, suppressed: bool = True) -> None:
     monitor.execute("qom-set", {"path": "/machine", "property": "suppress-vmdesc", "value": suppressed})
 
 
+NBD_OPEN_TIMEOUT_S = 2
+"""A secondary that accepts and never speaks (it froze) would block the primary's main loop, guest and all, and `yank`
+does not free it (seen, docs/security.md)."""
+
+
 # --- disks -------------------------------------------------------------------------------------------------
 
 
@@ -90,6 +95,7 @@ def start_mirror(monitor: MonitorPort, disk: Disk, endpoints: Endpoints, *, whol
                 "node-name": names.nbd,
                 "export": disk.target,
                 "server": {"type": "inet", "host": endpoints.address, "port": str(endpoints.nbd_port)},
+                "open-timeout": NBD_OPEN_TIMEOUT_S,
             },
         )
     node, _size = graph.libvirt_node(monitor, disk)
