@@ -3,7 +3,6 @@
 ``FTKVM_FULL=1`` (`make long`) only: three hosts of its own, two guests, and a good many full copies.
 """
 
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +18,7 @@ from ftkvm.lab.host import Host
 from .disk import image_of, place
 from .seat import DOMAIN, Seat, seated
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(not os.environ.get("FTKVM_FULL"), reason="takes minutes: FTKVM_FULL=1"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 
 HOSTS = ("host31", "host32", "host33")
 OWN = "/var/lib/vm"

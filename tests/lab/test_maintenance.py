@@ -4,7 +4,6 @@ both hosts of a pair lose power: HA starts the VM on the third (HA-02).
 Three and a half minutes, so with ``FTKVM_FULL=1`` only (`make long`); test_life has both kinds of copies leaving in CI.
 """
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +16,7 @@ from ftkvm.lab.system import wait_for
 
 from .seat import Seat, seated
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(not os.environ.get("FTKVM_FULL"), reason="takes long: FTKVM_FULL=1"),
-]
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 VM = "mnt1"
 
 

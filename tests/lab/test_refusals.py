@@ -1,7 +1,6 @@
 """Whatever is refused leaves everything byte for byte as it was: domains, disks and pairs (issue 4, FT-16)."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +15,6 @@ from .seat import HOUSEKEEPING, Said, Seat, seated
 
 pytestmark = pytest.mark.lab
 
-in_full = pytest.mark.skipif(not os.environ.get("FTKVM_FULL"), reason="`make long`")
 VM = "r1"
 
 
@@ -167,12 +165,12 @@ def refuse_all(seat: Seat, table: dict[str, str], **names: str) -> None:
             refused(seat.run(*words.format(vm=VM, **names).split()), f"FTKVM-{code}")
 
 
-@in_full
+@pytest.mark.long
 def test_refused_without_a_pair(seat: Seat) -> None:
     refuse_all(seat, UNPROTECTED, host=str(seat.vm(VM)["host"]))
 
 
-@in_full
+@pytest.mark.long
 def test_refused_while_a_host_has_no_ft_network(seat: Seat) -> None:
     one, two, three = (host.name for host in seat.hosts)
     assert seat.vm(VM)["host"] == one
@@ -185,7 +183,7 @@ def test_refused_while_it_is_protected(seat: Seat, pair: dict[str, Any]) -> None
     refuse_all(seat, PROTECTED, host=pair["host"], secondary=pair["secondary_host"], third=third)
 
 
-@in_full
+@pytest.mark.long
 def test_refused_while_it_is_disabled(seat: Seat, pair: dict[str, Any]) -> None:
     seat.ok("disable", VM)
     refuse_all(seat, DISABLED, host=pair["host"])
