@@ -10,7 +10,7 @@ from ftkvm.core.trust import Role
 from ftkvm.home import Home
 from ftkvm.lab import lab as labs
 from ftkvm.lab import names
-from ftkvm.lab.client import CounterClient
+from ftkvm.lab.client import CounterClient, wait_for_guest
 from ftkvm.lab.guest.domain import Guest
 
 from .seat import Seat, seated
@@ -31,6 +31,7 @@ def protected(seat: Seat) -> Guest:
     seat.wait_hosts()
     guest = seat.guest("t1")
     seat.ok("vm", "start", "t1", "--host", seat.hosts[0].name)
+    wait_for_guest(guest.address)  # emulated: a copy that follows its boot is worth nothing (docs/engine-notes.md)
     seat.ok("enable", "t1")
     seat.wait_protected("t1")
     return guest
