@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ftkvm.catalogue import FtkvmError
-from hostprep.ssh import Session
+from hostprep.runner import Runner
 
 PACKAGES = (
     "libvirt-daemon-system", "libvirt-clients", "python3", "python3-libvirt", "python3-fastapi", "python3-uvicorn",
@@ -77,7 +77,7 @@ def script(datastore: str, files: Sequence[str]) -> str:
     return "\n".join(f"echo '{MARK}{name}'\n{command}" for name, command in sections.items()) + f"\necho '{MARK}end'\n"
 
 
-def gather(session: Session, datastore: str, files: Sequence[str]) -> HostFacts:
+def gather(session: Runner, datastore: str, files: Sequence[str]) -> HostFacts:
     """Ask a host.
 
     :raises FtkvmError: FTKVM-209, the answers are not understood
@@ -87,7 +87,7 @@ def gather(session: Session, datastore: str, files: Sequence[str]) -> HostFacts:
         return parse(result.stdout)
     except (KeyError, ValueError, IndexError) as error:
         detail = f"{error!r}: {(result.stderr or result.stdout)[-300:]}"
-        raise FtkvmError("FTKVM-209", host=session.target.host, step="facts", detail=detail) from error
+        raise FtkvmError("FTKVM-209", host=session.host, step="facts", detail=detail) from error
 
 
 def parse(text: str) -> HostFacts:

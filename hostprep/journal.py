@@ -23,25 +23,42 @@ BEFORE = ".ftkvm-before"
 PROGRAM = "/opt/ftkvm"
 
 
-def begin(journal: str) -> str:
-    """Shell command: a journal is there."""
-    name = shlex.quote(journal)
+def begin(journal: str, later: Sequence[str] = ()) -> str:
+    """Shell command: a journal is there. ``later``: files that no step may write but our agent may, one day.
+
+    Those are kept now. In a journal that was made without them they count as absent: who wrote them is not known, and a
+    revocation list that stays behind keeps the agent of another cluster from starting.
+    """
+    name, new = shlex.quote(journal), f"{journal}.new"
+    kept = "".join(f" {record(new, path)};" for path in later)
+    missing = "".join(f" if {_unknown(journal, path)}; then {_absent(journal, path)}; fi;" for path in later)
     return (
-        f"set -e; umask 077; if [ ! -d {name} ]; then mkdir -p {name}.new;"
-        f" if [ -e {PROGRAM}/.manifest ]; then : > {name}.new/late; fi; mv -T {name}.new {name}; fi"
+        f"set -e; umask 077; if [ ! -d {name} ]; then rm -rf {name}.new; mkdir -p {name}.new;"
+        f" if [ -e {PROGRAM}/.manifest ]; then : > {name}.new/late; fi;{kept} mv -T {name}.new {name}; fi;"
+        f"{missing} sync -f {name}"
     )
 
 
 def record(journal: str, path: str) -> str:
     """Shell commands: the file is kept as it was before the first change of it, or that there was none."""
-    there, kept, absent = (shlex.quote(word) for word in (path, f"{journal}/files{path}", f"{journal}/absent{path}"))
+    there, kept = shlex.quote(path), shlex.quote(f"{journal}/files{path}")
     return (
-        f"if [ ! -e {kept} -a ! -L {kept} -a ! -e {absent} ]; then"
+        f"if {_unknown(journal, path)}; then"
         f" if [ -e {there} -o -L {there} ] && [ ! -e {shlex.quote(journal)}/late ]; then"
         f' (umask 077; mkdir -p "$(dirname {kept})"); cp -a {there} {kept}.new; mv -T {kept}.new {kept};'
-        f' else (umask 077; mkdir -p "$(dirname {absent})"; : > {absent}); fi;'
+        f" else {_absent(journal, path)}; fi;"
         f" sync -f {shlex.quote(journal)}; fi"
     )
+
+
+def _unknown(journal: str, path: str) -> str:
+    kept, absent = (shlex.quote(f"{journal}/{part}{path}") for part in ("files", "absent"))
+    return f"[ ! -e {kept} -a ! -L {kept} -a ! -e {absent} ]"
+
+
+def _absent(journal: str, path: str) -> str:
+    absent = shlex.quote(f"{journal}/absent{path}")
+    return f'(umask 077; mkdir -p "$(dirname {absent})"; : > {absent})'
 
 
 def note_packages(journal: str, names: Sequence[str]) -> str:

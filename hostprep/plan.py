@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ftkvm.adapters.datastore import parse_document
@@ -36,7 +36,8 @@ class Step:
 class Wish:
     """What the host shall have. ``files``: path → (content, mode); ``join`` is the document for ftkvm.agent.join.
 
-    ``journal``: the directory on the host in which is kept what it was like before.
+    ``journal``: the directory on the host in which is kept what it was like before. ``later``: files that the agent
+    may write one day.
     """
 
     host: str
@@ -47,6 +48,7 @@ class Wish:
     ca_certificate: str
     join: Mapping[str, object]
     journal: str = JOURNAL
+    later: tuple[str, ...] = ()
 
 
 def require(facts: HostFacts, wish: Wish) -> None:
@@ -120,13 +122,13 @@ def plan(facts: HostFacts, wish: Wish) -> list[Step]:
             Step("units", "systemd reads its units", "systemctl daemon-reload", "true", "systemctl daemon-reload")
         )
     steps += [*changed, *_services(facts, restart=bool(changed))]
-    return [journal_step(wish.journal), *steps] if steps else []
+    return [journal_step(wish.journal, wish.later), *steps] if steps else []
 
 
-def journal_step(journal: str) -> Step:
+def journal_step(journal: str, later: Sequence[str] = ()) -> Step:
     """Before all others: from now on is kept what they change. It is taken back by :mod:`hostprep.journal` only."""
     text = f"keep what will be changed in {journal}"
-    return Step("journal", text, begin(journal), f"test -d {shlex.quote(journal)}", "true")
+    return Step("journal", text, begin(journal, later), f"test -d {shlex.quote(journal)}", "true")
 
 
 def _running(facts: HostFacts) -> bool:

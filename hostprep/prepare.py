@@ -34,6 +34,7 @@ from hostprep.plan import (
     unit_files,
 )
 from hostprep.preview import View, preview
+from hostprep.runner import Runner
 from hostprep.ssh import Session, Target
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 WATCHDOG = "/dev/watchdog"
 """Used if the host has one: its hardware's, softdog's, or one that is kept for it from outside."""
 _PKI = "/etc/ftkvm/pki"
+_REVOKED = f"{_PKI}/crl.pem"
 _HEALTH_TIMEOUT_S = 45.0
 _KNOWN_TIMEOUT_S = 15.0
 
@@ -158,7 +160,7 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
     files = {
         CONFIG: (config.to_toml().encode(), 0o644),
         f"{_PKI}/ca.crt": (authority.certificate, 0o644),
-        **({f"{_PKI}/crl.pem": (home.revocation_list(), 0o644)} if home.revocation_list() else {}),
+        **({_REVOKED: (home.revocation_list(), 0o644)} if home.revocation_list() else {}),
         "/etc/ftkvm/beat.key": (home.beat_key(), 0o600),
         **unit_files(),
     }
@@ -173,6 +175,7 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
         vm_bridges=tuple(cluster.vm_bridges),
         package=package.build(),
         files=files,
+        later=(_REVOKED,),
         ca_certificate=authority.certificate.decode(),
         join={
             "cluster": cluster.cluster,
@@ -191,8 +194,18 @@ def note_certificate(home: Home, wish: Wish) -> None:
 
 
 def _file_names() -> list[str]:
-    pki = [f"{_PKI}/{name}" for name in ("ca.crt", "host.crt", "host.key", "crl.pem")]
-    return [CONFIG, "/etc/ftkvm/beat.key", *pki, *unit_files()]
+    pki = [f"{_PKI}/{name}" for name in ("ca.crt", "host.crt", "host.key")]
+    return [CONFIG, "/etc/ftkvm/beat.key", *pki, _REVOKED, *unit_files()]
+
+
+def require_out(runner: Runner, datastore: str) -> None:
+    """The datastore, as the host sees it, does not know the host: another operator may have added it.
+
+    :raises FtkvmError: FTKVM-342 it is in the cluster
+    """
+    config = configuration(facts_of.gather(runner, datastore, _file_names()))
+    if config is not None and runner.host in config.hosts:
+        raise FtkvmError("FTKVM-342", host=runner.host)
 
 
 def _wait_known(home: Home, entry: HostEntry) -> None:

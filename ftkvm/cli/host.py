@@ -169,11 +169,16 @@ def restore(
 
     For a host that was removed while it was dead, or whose preparation was cut off. Done again, it changes nothing.
     """
+    from hostprep.prepare import require_out
+
     require_key(ssh_key)
     reporter = Reporter(output)
-    if name in Home().load().hosts and not dry_run:
+    cluster = Home().load()
+    if name in cluster.hosts and not dry_run:
         raise FtkvmError("FTKVM-342", host=name)
     with _session(name, address, ssh_user, ssh_key, ssh_port, known_hosts) as runner:
+        if not dry_run:
+            require_out(runner, cluster.datastore)
         back = _take_back(runner, purge=purge, dry_run=dry_run)
     text = "\n".join([*(["would:"] if dry_run else []), *back.lines()])
     reporter.result({"host": name, "dry_run": dry_run, **back.to_json()}, text or "Nothing was changed on it.")

@@ -282,6 +282,46 @@ def test_packages_are_noted_once_and_left_unless_told(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_what_only_the_agent_writes_is_taken_back(tmp_path: Path, there: bool) -> None:
+    """A host gets a revocation list when another one is removed: no step wrote it. A second run finds it."""
+    root = tmp_path / "root"
+    _as_found(root)
+    revoked = root / "pki/crl.pem"
+    revoked.parent.mkdir()
+    if there:
+        revoked.write_text("found")
+    (root / "pki/the operator's").touch()
+    before = _state(root)
+    begin = planning.journal_step(f"{root}-journal", [str(revoked)])
+    for text in ("of the first list", "of the second"):
+        apply(Local(), [begin, *_steps(root)[1:]], lambda *_: None, {})
+        revoked.write_text(text)
+    take_back(Local(), f"{root}-journal", program=f"{root}-program", units=())
+    assert _state(root) == before
+
+
+def test_a_list_that_an_older_journal_does_not_know_goes(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    before = _as_found(root)
+    steps = _steps(root)
+    apply(Local(), steps, lambda *_: None, {})
+    revoked = root / "d0/crl.pem"
+    revoked.write_text("the cluster's")
+    apply(Local(), [planning.journal_step(f"{root}-journal", [str(revoked)]), *steps[1:]], lambda *_: None, {})
+    take_back(Local(), f"{root}-journal", program=f"{root}-program", units=())
+    assert _state(root) == before
+
+
+def test_the_agents_revocation_list_is_kept_from_the_start(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    cluster = ClusterFile("c", "id", "/srv/ftkvm", "10.0.0.0/24", "10.1.0.0/24", "10.2.0.0/24", ["br-vm"])
+    home.create(cluster)
+    made = make_wish(home, cluster, host_entry("host1", good(), cluster), good())
+    assert "/etc/ftkvm/pki/crl.pem" not in made.files
+    assert "absent/etc/ftkvm/pki/crl.pem" in plan(good(), made)[0].command
+
+
 def test_our_own_programs_messages_come_through() -> None:
     error = FtkvmError("FTKVM-610", host="host1", path="/srv", cluster="c")
     text = json.dumps({"error": error.to_json()})

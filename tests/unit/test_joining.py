@@ -1,5 +1,6 @@
 """Who may join a cluster (HA-20): asked of the host, of its datastore and of the cluster's agents, before any step."""
 
+import contextlib
 import json
 import subprocess
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from hostprep import facts as facts_of
 from hostprep.facts import HostFacts, parse
 from hostprep.joining import machine_of, members
 from hostprep.plan import configuration
-from hostprep.prepare import prepare
+from hostprep.prepare import prepare, require_out
 from hostprep.ssh import Result, Target
 
 ID = "cluster-id"
@@ -295,3 +296,12 @@ def test_one_that_fits_would_be_prepared(cluster: Cluster, home: Home) -> None:
     done = prepare(home, remote.target, lambda *_: None, dry_run=True, connect=lambda _target: cast(Any, remote),
                    hosts=lambda _home: cluster.hosts())  # fmt: skip
     assert done.steps[-1] == "enter the host into the cluster's configuration"
+
+
+def test_a_host_that_another_operator_added_is_not_taken_back(cluster: Cluster) -> None:
+    """What counts is the datastore: an operator's own list may be older."""
+    for name, code in (("host2", "FTKVM-342"), ("host3", "")):
+        remote = Remote(Target(name, "10.0.0.3"), told(cluster))
+        with pytest.raises(FtkvmError) if code else contextlib.nullcontext() as caught:
+            require_out(remote, str(cluster.datastore.root))
+        assert (caught.value.code if caught else "", remote.commands) == (code, [])
