@@ -118,9 +118,14 @@ class LabHost(ABC):
         network.cut_all(self.name)
         self.cgroup.kill()
 
-    @abstractmethod
     def remove_runtime(self) -> None:
         """Everything a power loss would take (processes, memory, links); the disk stays."""
+        if self.running:
+            self.power_off()
+        self.cgroup.remove()
+        network.remove_host(self.name)
+        for point in mounts_below(self.paths.base):
+            run(["umount", "-l", str(point)])
 
     def remove(self) -> None:
         """Removes the host with its disk."""

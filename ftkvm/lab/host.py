@@ -9,7 +9,7 @@ from pathlib import Path
 from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import devices, names, netns, network
 from ftkvm.lab.base import LabHost
-from ftkvm.lab.system import mounts_below, run
+from ftkvm.lab.system import run
 
 DEVICES = ("/dev/kvm", "/dev/net/tun", "/dev/fuse")
 
@@ -104,14 +104,8 @@ class Host(LabHost):
         ]
 
     def remove_runtime(self) -> None:
-        """Everything a power loss would take (processes, memory, links); the disk stays."""
         devices.end(self.name)
-        if self.running:
-            self.power_off()
-        self.cgroup.remove()
-        network.remove_host(self.name)
-        for point in mounts_below(self.paths.base):
-            run(["umount", "-l", str(point)])
+        super().remove_runtime()
 
     # -- inside -------------------------------------------------------------------------------------------------
 

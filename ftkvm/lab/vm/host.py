@@ -13,9 +13,9 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import devices, names, netns, network, operator
 from ftkvm.lab.base import LabHost
 from ftkvm.lab.monitor import Qmp
-from ftkvm.lab.system import mounts_below, run, wait_for
+from ftkvm.lab.system import run, wait_for
 from ftkvm.lab.vm import layer
-from ftkvm.lab.vm.machine import MEMORY_MIB, Machine, accelerator, qemu_command, storage_command
+from ftkvm.lab.vm.machine import MEMORY_MIB, Machine, accelerator, monitor_socket, qemu_command, storage_command
 
 DISK_BYTES = 8 << 30
 """Sparse: takes what is written to it, 0.6 GB at first."""
@@ -57,14 +57,14 @@ class VmHost(LabHost):
             self._make_disk(image)
         network.make_taps(self.name)
         machine = self._machine(image, memory_mib)
-        for stale in (machine.storage_socket, machine.monitor_socket):
+        for stale in (machine.storage_socket, monitor_socket(self.name)):
             stale.unlink(missing_ok=True)
         self.cgroup.create(None)
         try:
             self._begin(storage_command(machine), "datastore.log")
             wait_for(f"the datastore's server of {self.name}", machine.storage_socket.exists, 20, 0.02)
             self._begin(["ip", "netns", "exec", names.SWITCH_NS, *qemu_command(machine)], "qemu.log")
-            wait_for(f"the QEMU of {self.name} (its last words: qemu.log)", machine.monitor_socket.exists, 20, 0.02)
+            wait_for(f"the QEMU of {self.name} (its last words: qemu.log)", monitor_socket(self.name).exists, 20, 0.02)
         except BaseException:
             self.cgroup.kill()
             raise
@@ -101,14 +101,6 @@ class VmHost(LabHost):
             run(["umount", str(root)])
         part.rename(self.disk)
 
-    def remove_runtime(self) -> None:
-        if self.running:
-            self.power_off()
-        self.cgroup.remove()
-        network.remove_host(self.name)
-        for point in mounts_below(self.paths.base):
-            run(["umount", "-l", str(point)])
-
     # -- faults -------------------------------------------------------------------------------------------------
 
     def freeze(self, *, watchdog_too: bool) -> None:
@@ -123,7 +115,7 @@ class VmHost(LabHost):
         network.set_port(self.name, network_name, up)
         if self.frozen:
             return
-        with closing(Qmp(self.paths.base / "qmp.sock")) as monitor:
+        with closing(Qmp(monitor_socket(self.name))) as monitor:
             monitor("set_link", {"name": f"nic-{names.NETWORKS[network_name].nic}", "up": up})
 
     def storage_pids(self) -> list[int]:

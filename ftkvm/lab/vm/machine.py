@@ -25,21 +25,18 @@ class Machine:
     watchdog: bool
 
     @property
-    def _run(self) -> Path:
-        return names.HOSTS / self.host
+    def paths(self) -> names.HostPaths:
+        return names.HostPaths(self.host)
 
     @property
     def storage_socket(self) -> Path:
         """Between QEMU and the datastore's server."""
-        return self._run / "datastore.sock"
+        return self.paths.base / "datastore.sock"
 
-    @property
-    def monitor_socket(self) -> Path:
-        return self._run / "qmp.sock"
 
-    @property
-    def console(self) -> Path:
-        return self._run / "console.log"
+def monitor_socket(host: str) -> Path:
+    """QMP of the QEMU that is the host."""
+    return names.HostPaths(host).base / "qmp.sock"
 
 
 def accelerator(cpuinfo: str, kvm: Path = Path("/dev/kvm")) -> str:
@@ -81,12 +78,12 @@ def qemu_command(machine: Machine) -> list[str]:
         "-machine", f"q35,accel={machine.accelerator},memory-backend=ram", "-cpu", cpu, "-smp", "1", "-m", memory,
         "-object", f"memory-backend-memfd,id=ram,size={memory},share=on",
         "-nodefaults", "-no-user-config", "-display", "none", "-serial", "chardev:console",
-        "-chardev", f"file,id=console,path={machine.console},append=on",
+        "-chardev", f"file,id=console,path={machine.paths.console},append=on",
         "-kernel", str(kernel), "-append", KERNEL_WORDS,
         "-blockdev", f"driver=file,node-name=disk,filename={machine.disk},cache.direct=off,discard=unmap",
         "-device", "nvme,drive=disk,serial=ftlab",
         "-chardev", f"socket,id=datastore,path={machine.storage_socket}",
         "-device", f"vhost-user-fs-pci,chardev=datastore,tag={TAG}",
-        "-qmp", f"unix:{machine.monitor_socket},server=on,wait=off",
+        "-qmp", f"unix:{monitor_socket(machine.host)},server=on,wait=off",
         *nics, *(_WATCHDOG if machine.watchdog else ()),
     ]  # fmt: skip
