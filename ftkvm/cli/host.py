@@ -1,9 +1,7 @@
 """``ftkvm host``."""
 
 import contextlib
-import socket
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -14,14 +12,14 @@ from ftkvm.cli.cert import spread_list
 from ftkvm.cli.client import AgentClient
 from ftkvm.cli.names import require_name
 from ftkvm.cli.output import Reporter, output_option
-from ftkvm.cli.ssh import require_key, ssh_options
+from ftkvm.cli.ssh import SshAccess, ssh_options
 from ftkvm.core.trust import Role
 from ftkvm.home import Home
 from ftkvm.ports import Json
 
 if TYPE_CHECKING:
     from hostprep.journal import TakenBack
-    from hostprep.ssh import Session
+    from hostprep.ssh import Session, Target
 
 
 @click.group()
@@ -35,20 +33,14 @@ def host() -> None:
 @ssh_options
 @click.option("--dry-run", is_flag=True, help="Show each command and each file's difference, and change nothing.")
 @output_option
-def add(
-    name: str, address: str | None, ssh_user: str, ssh_key: Path | None, ssh_port: int, known_hosts: Path,
-    dry_run: bool, output: str,
-) -> None:  # fmt: skip
+def add(name: str, address: str | None, ssh: SshAccess, dry_run: bool, output: str) -> None:
     """Prepare the Debian 13 host NAME over SSH and take it into the cluster. Run again, it changes nothing."""
     from hostprep.prepare import prepare  # paramiko takes a while to import, and hosts do not have it
-    from hostprep.ssh import Target
 
     require_name("NAME", name)
-    require_key(ssh_key)
     reporter = Reporter(output)
-    target = Target(name, address or name, ssh_user, ssh_port, ssh_key, known_hosts)
     with reporter.progress(f"host {name}") as show:
-        done = prepare(Home(), target, show, dry_run=dry_run)
+        done = prepare(Home(), ssh.target(name, address), show, dry_run=dry_run)
     document = {"host": name, **done.entry.to_json(), "dry_run": dry_run, "steps": done.steps}
     if dry_run:
         document["plan"] = [view.to_json() for view in done.views]
@@ -118,19 +110,17 @@ def exit_maintenance(name: str, output: str) -> None:
 @ssh_options
 @output_option
 def remove(
-    name: str, dead: bool, keep_files: bool, purge: bool, address: str | None, ssh_user: str, ssh_key: Path | None,
-    ssh_port: int, known_hosts: Path, output: str,
-) -> None:  # fmt: skip
+    name: str, dead: bool, keep_files: bool, purge: bool, address: str | None, ssh: SshAccess, output: str
+) -> None:
     """Take the host NAME out of the cluster, and take back over SSH what its preparation changed. It must run no VMs.
 
     Of a dead host only the cluster forgets; when it is back: `ftkvm host restore NAME`.
     """
-    require_key(ssh_key)
     reporter, client = Reporter(output), AgentClient()
     with contextlib.ExitStack() as stack:
         runner = None
         if not (dead or keep_files) and name in client.cluster.hosts:
-            runner = stack.enter_context(_session(name, address, ssh_user, ssh_key, ssh_port, known_hosts))
+            runner = stack.enter_context(_session(ssh.target(name, address)))
         answer = _forget(client, name, dead=dead)
         back = _take_back(runner, purge=purge) if runner is not None else None
     answer["taken_back"] = back.to_json() if back is not None else None
@@ -161,22 +151,18 @@ def _forget(client: AgentClient, name: str, *, dead: bool) -> Json:
 @click.option("--address", help="Where SSH reaches the host, if not at its name.")
 @ssh_options
 @output_option
-def restore(
-    name: str, purge: bool, dry_run: bool, address: str | None, ssh_user: str, ssh_key: Path | None, ssh_port: int,
-    known_hosts: Path, output: str,
-) -> None:  # fmt: skip
+def restore(name: str, purge: bool, dry_run: bool, address: str | None, ssh: SshAccess, output: str) -> None:
     """Make the host NAME, which is out of the cluster, what it was before `ftkvm host add`.
 
     For a host that was removed while it was dead, or whose preparation was cut off. Done again, it changes nothing.
     """
     from hostprep.prepare import require_out
 
-    require_key(ssh_key)
     reporter = Reporter(output)
     cluster = Home().load()
     if name in cluster.hosts and not dry_run:
         raise FtkvmError("FTKVM-342", host=name)
-    with _session(name, address, ssh_user, ssh_key, ssh_port, known_hosts) as runner:
+    with _session(ssh.target(name, address)) as runner:
         if not dry_run:
             require_out(runner, cluster.datastore)
         back = _take_back(runner, purge=purge, dry_run=dry_run)
@@ -184,20 +170,10 @@ def restore(
     reporter.result({"host": name, "dry_run": dry_run, **back.to_json()}, text or "Nothing was changed on it.")
 
 
-def _session(name: str, address: str | None, user: str, key: Path | None, port: int, known_hosts: Path) -> "Session":
-    from hostprep.ssh import Session, Target  # paramiko takes a while to import, and hosts do not have it
+def _session(target: "Target") -> "Session":
+    from hostprep.ssh import Session
 
-    return Session(Target(name, address or _known_address(name), user, port, key, known_hosts))
-
-
-def _known_address(name: str) -> str:
-    """Its name if that leads anywhere, else its address in the cluster: it may have been added with --address."""
-    cluster = Home().load()
-    try:
-        socket.getaddrinfo(name, None)
-    except OSError:
-        return cluster.entry(name).management if name in cluster.hosts else name
-    return name
+    return Session(target)
 
 
 def _take_back(runner: "Session", *, purge: bool, dry_run: bool = False) -> "TakenBack":

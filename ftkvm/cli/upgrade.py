@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +15,7 @@ from ftkvm.adapters.pki import write_private
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.client import AgentClient
 from ftkvm.cli.output import Reporter, output_option
-from ftkvm.cli.ssh import require_key, ssh_options
+from ftkvm.cli.ssh import SshAccess, ssh_options
 from ftkvm.core import upgrade
 from ftkvm.core.upgrade import Do, FtVm, Times, UpgradeStep
 from ftkvm.home import Home
@@ -87,15 +86,13 @@ class CourseFile:
 @ssh_options
 @output_option
 def upgrade_plan(
-    execute: bool, by_hand: bool, upgrade_minutes: float, yes: bool, forget: bool,
-    ssh_user: str, ssh_key: Path | None, ssh_port: int, known_hosts: Path, output: str,
-) -> None:  # fmt: skip
+    execute: bool, by_hand: bool, upgrade_minutes: float, yes: bool, forget: bool, ssh: SshAccess, output: str
+) -> None:
     """Show how all hosts are upgraded one after the other, and how long each VM with FT on will be unprotected.
 
     With --execute it is done, and the unprotected time is measured. Both copies of a VM run on the same version
     throughout (guide page 37).
     """
-    require_key(ssh_key)
     reporter, client = Reporter(output), AgentClient()
     kept = CourseFile(client.home)
     course = kept.read()
@@ -117,10 +114,9 @@ def upgrade_plan(
 
     def put_agent(host: str) -> None:
         from hostprep.prepare import prepare  # paramiko takes a while to import
-        from hostprep.ssh import Target
 
         with reporter.progress(f"host {host}") as show:
-            prepare(client.home, Target(host, host, ssh_user, ssh_port, ssh_key, known_hosts), show)
+            prepare(client.home, ssh.target(host), show)
 
     def ask(host: str) -> None:
         click.confirm(f"Host {host} runs no VM. Is it upgraded, and up again?", abort=True, err=True)
