@@ -2,11 +2,11 @@
 
 import json
 import logging
-import re
 import threading
 import time
 from pathlib import Path
 
+from ftkvm.agent import numbered
 from ftkvm.agent.ha.documents import understood
 from ftkvm.agent.workers import Workers
 from ftkvm.catalogue import FtkvmError
@@ -14,7 +14,6 @@ from ftkvm.config import ClusterConfig, HostEntry
 from ftkvm.ports import CorruptFile, Datastore, DatastoreError, Json, WorkTimeout
 
 log = logging.getLogger(__name__)
-_VERSION = re.compile(r"(\d{7})\.json")
 _READ_TIMEOUT_S = 0.7
 _FRESH_S = 2.0
 
@@ -26,10 +25,10 @@ def latest_config(datastore: Datastore) -> ClusterConfig | None:
 
     :raises CorruptFile: FTKVM-305, it is damaged, or of a newer ftkvm
     """
-    versions = [name for name in datastore.list("config") if _VERSION.fullmatch(name)]
-    if not versions:
+    version = numbered.newest(datastore.list("config"))
+    if not version:
         return None
-    path = f"config/{versions[-1]}"
+    path = numbered.path_of("config", version)
     document = datastore.read_json(path)
     return understood(path, document, ClusterConfig.from_json) if document is not None else None
 
@@ -37,7 +36,7 @@ def latest_config(datastore: Datastore) -> ClusterConfig | None:
 def commit_config(datastore: Datastore, config: ClusterConfig) -> bool:
     """Publish ``config`` as the version it names; False if another change took that number. Blocks."""
     wanted = config.to_json()
-    there = datastore.create_once(f"config/{config.version:07d}.json", wanted)
+    there = datastore.create_once(numbered.path_of("config", config.version), wanted)
     return {key: there.get(key) for key in wanted} == wanted
 
 

@@ -13,10 +13,9 @@ from ..catalogue import FtkvmError
 from ..core.pair import PairRecord as CoreRecord
 from ..core.pair import Winner, WinnerAbsent, WinnerState
 from ..core.reasons import Reason
-from . import vm_file
+from . import numbered, vm_file
 
 EPOCH_FILE = re.compile(r"^epoch-(\d{4,})\.pair$")
-OWNER_FILE = re.compile(r"^(\d{7})\.json$")
 
 
 class DatastorePort(Protocol):
@@ -209,7 +208,7 @@ class PairStore:
         return number
 
     def _newest_owner(self) -> tuple[int, dict[str, Any] | None]:
-        number = max([0, *(int(m.group(1)) for m in map(OWNER_FILE.match, self._datastore.list(self._owners)) if m)])
+        number = numbered.newest(self._datastore.list(self._owners))
         return number, self._datastore.read_json(self._owner_file(number)) if number else None
 
     @property
@@ -217,7 +216,7 @@ class PairStore:
         return f"vms/{self.uuid}/owner"
 
     def _owner_file(self, number: int) -> str:
-        return f"{self._owners}/{number:07d}.json"
+        return numbered.path_of(self._owners, number)
 
     def operation(self) -> OperationDoc | None:
         doc = self._datastore.read_json(f"{self._directory}/operation.json")

@@ -8,16 +8,15 @@ long as there is no numbered one, and never written.
 Calls block as long as the datastore does.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from ..catalogue import FtkvmError
 from ..ports import Json
+from . import numbered
 from .ha.documents import understood
 
-_NUMBERED = re.compile(r"(\d{7})\.json")
 _ATTEMPTS = 64
 _SWEEPS = 16
 
@@ -46,12 +45,12 @@ def old_path(uuid: str) -> str:
 
 def record_path(uuid: str, number: int) -> str:
     """The file of one version; 0 is the file of older versions."""
-    return f"{_directory(uuid)}/{number:07d}.json" if number else old_path(uuid)
+    return numbered.path_of(_directory(uuid), number) if number else old_path(uuid)
 
 
 def newest_path(datastore: RecordFiles, uuid: str) -> str:
     """The file that counts now; there may be none."""
-    return record_path(uuid, max(_numbers(datastore, uuid), default=0))
+    return record_path(uuid, numbered.newest(datastore.list(_directory(uuid))))
 
 
 def read(datastore: RecordFiles, uuid: str) -> Json | None:
@@ -65,7 +64,7 @@ def read(datastore: RecordFiles, uuid: str) -> Json | None:
 
 def read_versioned(datastore: RecordFiles, uuid: str) -> Versioned | None:
     """As :func:`read`, with the number that :func:`swap` needs."""
-    number = max(_numbers(datastore, uuid), default=0)
+    number = numbered.newest(datastore.list(_directory(uuid)))
     document = datastore.read_json(record_path(uuid, number))
     return Versioned(number, document) if document is not None else None
 
@@ -121,10 +120,10 @@ def forget(datastore: RecordFiles, uuid: str) -> None:
     """
     datastore.remove(old_path(uuid))
     for _sweep in range(_SWEEPS):  # a change that was under way may have come after the look
-        numbers = sorted(_numbers(datastore, uuid))
-        if not numbers:
+        there = sorted(numbered.numbers(datastore.list(_directory(uuid))))
+        if not there:
             return
-        for number in numbers:
+        for number in there:
             datastore.remove(record_path(uuid, number))
     raise FtkvmError("FTKVM-260", vm=uuid)
 
@@ -136,7 +135,3 @@ def _parts(document: Json) -> tuple[str, Json, Json]:
 
 def _directory(uuid: str) -> str:
     return f"vms/{uuid}/record"
-
-
-def _numbers(datastore: RecordFiles, uuid: str) -> list[int]:
-    return [int(match.group(1)) for match in map(_NUMBERED.fullmatch, datastore.list(_directory(uuid))) if match]

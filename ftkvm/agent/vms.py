@@ -2,14 +2,13 @@
 
 import json
 import logging
-import re
 import time
 import xml.etree.ElementTree as ET
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ftkvm.agent import attempts, vm_file
+from ftkvm.agent import attempts, numbered, vm_file
 from ftkvm.agent.cold_start import ColdStart
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.guarded import require_guard
@@ -38,7 +37,6 @@ _NOTHING_RUNS = frozenset({"FTKVM-106", "FTKVM-107", "FTKVM-111", "FTKVM-115", "
 """Errors of a start after which certainly neither QEMU nor qemu-img works on the images."""
 _BUSY = {"start": "starting", "prepare": "preparing", "enable": "preparing"}
 """Operations that keep everybody else from a VM that has no QEMU, and how that is shown."""
-_OWNER = re.compile(r"(\d{7})\.json")
 
 
 class Pairs(Protocol):
@@ -361,12 +359,13 @@ class Vms:
         """(number, host) of the newest owner file; (0, None) if it was never started by the cluster."""
 
         def read() -> tuple[int, str | None]:
-            names = [name for name in self._ctx.datastore.list(f"vms/{uuid}/owner") if _OWNER.fullmatch(name)]
-            if not names:
+            owners = f"vms/{uuid}/owner"
+            number = numbered.newest(self._ctx.datastore.list(owners))
+            if not number:
                 return 0, None
-            document = self._ctx.datastore.read_json(f"vms/{uuid}/owner/{names[-1]}")
+            document = self._ctx.datastore.read_json(numbered.path_of(owners, number))
             host = document.get("host") if document else None
-            return int(names[-1][:7]), str(host) if host else None
+            return number, str(host) if host else None
 
         return bounded(self._ctx, read, f"vms/{uuid}/owner")
 
@@ -412,7 +411,7 @@ class Vms:
         :raises FtkvmError: FTKVM-103, somebody else has it
         """
         mine = {"host": self._ctx.host, "boot_id": self._ctx.boot_id, "why": why, "at": time.time()}
-        path = f"vms/{record.uuid}/owner/{expected + 1:07d}.json"
+        path = numbered.path_of(f"vms/{record.uuid}/owner", expected + 1)
         there = bounded(self._ctx, lambda: self._ctx.datastore.create_once(path, mine), path)
         if any(there.get(key) != value for key, value in mine.items()):
             raise FtkvmError("FTKVM-103", vm=record.name, host=there.get("host"))
@@ -448,7 +447,7 @@ class Vms:
 
         def write(number: int) -> None:
             nobody = {"host": None, "boot_id": self._ctx.boot_id, "why": why, "at": time.time()}
-            self._ctx.datastore.create_once(f"vms/{record.uuid}/owner/{number + 1:07d}.json", nobody)
+            self._ctx.datastore.create_once(numbered.path_of(f"vms/{record.uuid}/owner", number + 1), nobody)
 
         try:
             number, owner = self.owner(record.uuid)

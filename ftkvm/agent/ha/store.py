@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from ftkvm.agent import attempts, vm_file
+from ftkvm.agent import attempts, numbered, vm_file
 from ftkvm.agent.ha import documents
 from ftkvm.agent.ha.documents import Definition, understood
 from ftkvm.agent.ha.settings import needed_memory_mb
@@ -28,7 +28,6 @@ from ftkvm.core.pair import PairRecord, Winner
 from ftkvm.core.reasons import NOBODY_GOES_LIVE, Reason
 from ftkvm.ports import CorruptFile, Datastore, Json
 
-_NUMBERED = re.compile(r"(\d{7})\.json")
 _PAIR = re.compile(r"epoch-(\d{4,})\.pair")
 NOBODY = Owner(0, None, "")
 
@@ -107,10 +106,10 @@ class HaStore:
 
     def _newest(self, directory: str, corrupt: list[str]) -> Json | None:
         """The document with the highest number; read once, for it never changes."""
-        names = [name for name in self._datastore.list(directory) if _NUMBERED.fullmatch(name)]
-        if not names:
+        number = numbered.newest(self._datastore.list(directory))
+        if not number:
             return None
-        path = f"{directory}/{names[-1]}"
+        path = numbered.path_of(directory, number)
         if path not in self._numbered:
             try:
                 document = self._datastore.read_json(path)
@@ -126,13 +125,13 @@ class HaStore:
 
     def claim_lease(self, lease: Lease) -> Lease:
         """Create the lease of a term, or find who has it."""
-        path = f"leases/coordinator/{lease.term:07d}.json"
+        path = numbered.path_of("leases/coordinator", lease.term)
         there = self._datastore.create_once(path, documents.lease_to_json(lease, time.time()))
         return understood(path, there, documents.lease)
 
     def claim_roles(self, roles: Roles) -> Roles:
         """Create the roles of a number, or find what they are."""
-        path = f"roles/{roles.number:07d}.json"
+        path = numbered.path_of("roles", roles.number)
         there = self._datastore.create_once(path, documents.roles_to_json(roles, time.time()))
         return understood(path, there, documents.roles)
 
@@ -238,13 +237,12 @@ class HaStore:
     # owners
 
     def _owner_number(self, uuid: str) -> int:
-        names = [name for name in self._datastore.list(f"vms/{uuid}/owner") if _NUMBERED.fullmatch(name)]
-        return int(names[-1][:7]) if names else 0
+        return numbered.newest(self._datastore.list(f"vms/{uuid}/owner"))
 
     def _owner_at(self, uuid: str, number: int) -> Owner:
         if number == 0:
             return NOBODY
-        path = f"vms/{uuid}/owner/{number:07d}.json"
+        path = numbered.path_of(f"vms/{uuid}/owner", number)
         document = self._datastore.read_json(path)
         return understood(path, document or {}, lambda doc: documents.owner(number, doc))
 
@@ -267,7 +265,7 @@ class HaStore:
         newest = self.owner(uuid)
         if newest.host != self._host or number not in (None, newest.number) or comes_here():
             return False
-        path = f"vms/{uuid}/owner/{newest.number + 1:07d}.json"
+        path = numbered.path_of(f"vms/{uuid}/owner", newest.number + 1)
         nobody = {"host": None, "boot_id": self._boot_id, "why": str(why), "reason": reason, "at": time.time()}
         there = self._datastore.create_once(path, nobody)
         return all(there.get(key) == value for key, value in nobody.items())
