@@ -14,6 +14,7 @@ import click
 from ftkvm.adapters.pki import write_private
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.client import AgentClient
+from ftkvm.cli.hosts import host_trouble
 from ftkvm.cli.output import Reporter, output_option
 from ftkvm.cli.ssh import SshAccess, ssh_options
 from ftkvm.core import upgrade
@@ -132,7 +133,7 @@ def make_course(client: AgentClient, times: Times) -> Course:
     """
     hosts = {str(row["name"]): row for row in client.call("GET", "/v1/hosts")["hosts"]}
     vms = [vm for vm in client.call("GET", "/v1/status")["vms"] if vm["ft"] and not vm["ft_disabled"] and vm["host"]]
-    reasons = [f"host {name} is not well ({_trouble(row)})" for name, row in hosts.items() if _trouble(row)]
+    reasons = [f"host {name} is not well ({host_trouble(row)})" for name, row in hosts.items() if host_trouble(row)]
     reasons += [f"VM {vm['name']} is not protected" for vm in vms if _pair(vm).get("state") != "protected"]
     if len(hosts) < upgrade.FEWEST:
         reasons.append("the VMs of its only host can go nowhere")
@@ -163,14 +164,6 @@ def _fits_without(client: AgentClient, lost: Sequence[str], hosts: int) -> bool:
 
 def _pair(vm: Json) -> dict[str, Any]:
     return dict(vm.get("pair") or {})
-
-
-def _trouble(row: Json) -> str:
-    if not row["answers"]:
-        return "it does not answer"
-    if row.get("error"):
-        return str(row["error"]["text"])
-    return "" if row.get("datastore") == "ok" else f"datastore: {row.get('datastore')}"
 
 
 class Executor:
@@ -248,7 +241,7 @@ class Executor:
 
     def _wait_well(self, host: str) -> None:
         deadline = time.monotonic() + BACK_WITHIN_S
-        while trouble := _trouble(self._row(host)):
+        while trouble := host_trouble(self._row(host)):
             if time.monotonic() > deadline:
                 raise FtkvmError("FTKVM-664", host=host, timeout_s=BACK_WITHIN_S, detail=trouble)
             time.sleep(1.0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkvm.catalogue import FtkvmError
+from ftkvm.cli.hosts import host_trouble
 from ftkvm.lab import names, operator
 from ftkvm.lab.host import Host
 
@@ -95,8 +96,7 @@ class Stage:
         """Why a host is not usable, as ``ftkvm host list`` says; empty when it is."""
         for row in json.loads(self.ftkvm("host", "list", "--output", "json")):
             if row["name"] == host:
-                well = row["answers"] and not row.get("error") and row.get("datastore") == "ok"
-                return "" if well else str(row)
+                return str(row) if host_trouble(row) else ""
         return "not in the list"
 
     def wait_usable(self, host: str, timeout_s: float = 60) -> None:

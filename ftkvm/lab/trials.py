@@ -14,6 +14,7 @@ from typing import Any
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.client import AgentClient
+from ftkvm.cli.hosts import host_trouble
 from ftkvm.home import Home
 from ftkvm.lab import faults, ledger, looks, names, netns, strikes
 from ftkvm.lab.client import CONTROL, CounterClient, GapProbe, ask, wait_for_guest
@@ -99,8 +100,7 @@ class Eyes:
                 rows = {row["name"]: row for row in self._client.call("GET", "/v1/hosts", timeout_s=5.0)["hosts"]}
         except FtkvmError as error:
             return dict.fromkeys(wanted, str(error))
-        well = {n for n, row in rows.items() if row["answers"] and not row.get("error") and row["datastore"] == "ok"}
-        return {name: str(rows.get(name)) for name in wanted if name not in well}
+        return {name: str(rows.get(name)) for name in wanted if name not in rows or host_trouble(rows[name])}
 
 
 @dataclass

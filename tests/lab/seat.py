@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ftkvm.cli.hosts import host_trouble
 from ftkvm.lab import lab as labs
 from ftkvm.lab import names
 from ftkvm.lab.guest import domain as guests
@@ -196,7 +197,7 @@ class Seat:
         while time.monotonic() < deadline:
             said = self.run("host", "list", timeout_s=30)
             rows = said.out if said.status == 0 else []
-            if rows and all(row["answers"] and not row.get("error") and row["datastore"] == "ok" for row in rows):
+            if rows and not any(map(host_trouble, rows)):
                 return
             time.sleep(0.3)
         pytest.fail(f"hosts are not well within {timeout_s} s: {rows}")
