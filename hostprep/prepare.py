@@ -1,6 +1,5 @@
 """Prepares one host and enters it into the cluster: the whole way from SSH to an agent that answers."""
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -213,31 +212,36 @@ def _wait_known(home: Home, entry: HostEntry) -> None:
 
     It reads that by itself; if it takes longer, the host is in the cluster all the same.
     """
-    peers = HttpsPeers(lambda _host: entry, home.tls().client_context())
-    deadline = time.monotonic() + _KNOWN_TIMEOUT_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(FtkvmError):
-            if any(row["name"] == entry.name for row in peers.call(entry.name, "GET", "/v1/hosts", None, 3.0)["hosts"]):
-                return
-        time.sleep(0.2)
+
+    def missing(answer: Json) -> str:
+        return "" if any(row["name"] == entry.name for row in answer["hosts"]) else "it knows of no such host"
+
+    _asked_until(home, entry, "/v1/hosts", missing, _KNOWN_TIMEOUT_S)
 
 
 def _health_check(home: Home, entry: HostEntry) -> Callable[[], None]:
+    def missing(health: Json) -> str:
+        well = health["host"] == entry.name and health["age_ms"] is not None
+        return "" if well else f"answers as {health['host']}"
+
     def check() -> None:
         """Wait until the host's agent answers over mutual TLS and has looked at its host once."""
-        peers = HttpsPeers(lambda _host: entry, home.tls().client_context())
-        deadline = time.monotonic() + _HEALTH_TIMEOUT_S
-        while True:
-            detail = "no answer"
-            try:
-                health = peers.call(entry.name, "GET", "/v1/health", None, 3.0)
-                if health["host"] == entry.name and health["age_ms"] is not None:
-                    return
-                detail = f"answers as {health['host']}"
-            except FtkvmError as error:
-                detail = error.text
-            if time.monotonic() > deadline:
-                raise FtkvmError("FTKVM-218", host=entry.name, detail=detail)
-            time.sleep(0.2)
+        detail = _asked_until(home, entry, "/v1/health", missing, _HEALTH_TIMEOUT_S)
+        if detail:
+            raise FtkvmError("FTKVM-218", host=entry.name, detail=detail)
 
     return check
+
+
+def _asked_until(home: Home, entry: HostEntry, path: str, missing: Callable[[Json], str], timeout_s: float) -> str:
+    """Ask the host's agent until nothing is ``missing`` in its answer; empty, or what was missing last."""
+    peers = HttpsPeers(lambda _host: entry, home.tls().client_context())
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            detail = missing(peers.call(entry.name, "GET", path, None, 3.0))
+        except FtkvmError as error:
+            detail = error.text
+        if not detail or time.monotonic() > deadline:
+            return detail
+        time.sleep(0.2)
