@@ -206,13 +206,14 @@ class Migration:
     def _watch(self, future: "Future[None]", progress: Progress) -> None:
         deadline = time.monotonic() + MIGRATE_TIMEOUT_S
         standstill = time.monotonic() + STANDSTILL_S
+        given_up = False
         while not wait([future], _LOOK_S).done:
             now = time.monotonic()
-            if now > min(deadline, standstill):
+            if now > min(deadline, standstill) and not given_up:
                 self._ctx.libvirt.abort_job(self._record.uuid)
-                deadline = standstill = float("inf")
+                given_up = True
             try:
-                if standstill != float("inf") and self._runs_here():
+                if self._runs_here():
                     standstill = now + STANDSTILL_S
                 done, total = self._ctx.libvirt.job_progress(self._record.uuid)
             except FtkvmError as error:
