@@ -127,11 +127,6 @@ def is_overlay(path: str) -> bool:
     return image["format"] == "qcow2" and (is_scratch or "full-backing-filename" in image)
 
 
-def is_there(path: str) -> bool:
-    """Whether there is such a file, and something in it."""
-    return Path(path).exists() and Path(path).stat().st_size > 0
-
-
 def fold(top: str) -> None:
     """Commit an overlay into the image below it, and delete it. Nobody may have them open; may be run again.
 
