@@ -222,16 +222,19 @@ class Vms:
         safety: nothing is left out because the datastore does not answer. Who asks may start a VM that is not in this
         list somewhere else.
         """
-        ours = {str(entry["uuid"]) for entry in self.pair_status(None)}  # the PairManager tells of main copies only
+        ours = {str(entry["uuid"]): entry for entry in self.pair_status(None)}  # it tells of main copies only
         coming = {path.stem for path in (self._ctx.config.paths.run / "incoming").glob("*.json")}
         found: dict[str, Json] = {}
         entry: Json
         for info in self._ctx.libvirt.domains():
             if info.active:
                 role = "primary" if info.uuid in ours else self._role(info)
-                if info.uuid in coming and info.state == "paused":
+                state = info.state
+                if state == "paused" and info.uuid in coming:
                     role = "incoming"  # a live migration's other end: not a copy that runs
-                found[info.uuid] = {"uuid": info.uuid, "name": info.name, "state": info.state, "role": role}
+                elif state == "paused" and ours.get(info.uuid, {}).get("state") == "protected":
+                    state = "running"  # it stands in a checkpoint, many times a second
+                found[info.uuid] = {"uuid": info.uuid, "name": info.name, "state": state, "role": role}
         for operation in self._operations.all_running():
             if operation.kind in _BUSY and operation.uuid not in found:
                 entry = {"uuid": operation.uuid, "name": operation.vm, "state": _BUSY[operation.kind], "role": "solo"}
