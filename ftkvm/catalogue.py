@@ -141,6 +141,12 @@ CATALOGUE: dict[str, Message] = dict(
         _m("FTKVM-145", "VM {vm}: disk {disk} could not be written back into its image after the failover: {detail}",
            "The image below had no room to grow, or the datastore refused a write. The VM runs on, on its image and the overlays above it; nothing is lost.",
            "Free space on the datastore. It is tried again by itself, at most a minute later; until then the VM gets no second copy."),
+        _m("FTKVM-154", "VM {vm} may still boot: its second copy is made in {seconds} s",
+           "Its guest is emulated, and was started or reset a moment ago. A copy that follows a boot under emulation keeps translations of code that is gone, and resets itself once it goes live.",
+           "Nothing to do: it is made by itself. On processors with KVM (<domain type='kvm'>) there is no such wait."),
+        _m("FTKVM-155", "VM {vm} is reset again and again: no second copy was begun within {seconds} s",
+           "Its guest is emulated, and a copy that follows a boot under emulation is worth nothing; every reset begins the boot anew.",
+           "Look at its console for why it does not stay up; then run the command again."),
         _m("FTKVM-144", "VM {vm} is not monitored: {why}", "Without signs of life from inside, a guest that hangs cannot be told from an idle one.",
            "Install and start qemu-guest-agent in the guest, and give the domain its channel: "
            "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>."),

@@ -41,3 +41,14 @@ def life(name: str, pids: Path = Path("/run/libvirt/qemu"), proc: Path = Path("/
         return None
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
     return Life(f"{pid}-{began}", int((time.monotonic() - age_s) * 1000))
+
+
+def starved_ms(pid: int, proc: Path = Path("/proc")) -> int:
+    """How long in all a process's most starved thread was ready to run and got no processor; 0 if it is gone."""
+    waited_ns = [0]
+    for file in (proc / str(pid) / "task").glob("*/schedstat"):
+        try:
+            waited_ns.append(int(file.read_text().split()[1]))
+        except (OSError, ValueError, IndexError):  # the thread has just ended
+            continue
+    return max(waited_ns) // 1_000_000

@@ -5,12 +5,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..adapters import images
 from ..adapters.domains import Domains
+from ..adapters.qmp import MonitorError
 from ..catalogue import FtkvmError
 from ..core.chain import EpochImages, garbage, parse_overlay
 from ..core.facts import FtSettings
@@ -22,7 +23,7 @@ from ..core.states import view
 from ..core.trouble import is_mute
 from ..keeper.client import KeeperClient
 from ..keeper.model import EvidenceEvent, PairSpec
-from . import fitness
+from . import fitness, steps
 from .cold_start import ColdStart
 from .context import AgentContext
 from .figures import DEFAULT_INTERVAL_MS
@@ -219,6 +220,7 @@ class PairManager:
         document = self._read(store.vm) or {}
         if document.get("ft", {}).get("enabled"):
             raise FtkvmError("FTKVM-401", vm=name)
+        self._await_booted(worker, progress)
         target = choose_host(self.ctx, worker.vm, secondary)
         try:
             self.protect(worker, target, progress, enabling=True)
@@ -226,6 +228,26 @@ class PairManager:
             raise
         finally:
             worker.poller.refresh(0.5)
+
+    def _await_booted(self, worker: PairWorker, progress: Progress) -> None:
+        """Wait until an emulated guest has booted; QEMU's own word for its resets is heard meanwhile.
+
+        :raises FtkvmError: FTKVM-102 it was switched off meanwhile, FTKVM-155 it is reset again and again
+        """
+        heard = False
+
+        def left_s() -> float:
+            nonlocal heard
+            if worker.uuid not in self.domains.running():
+                raise FtkvmError("FTKVM-102", vm=worker.name)
+            left = fitness.booted_in_s(worker)
+            if left and not heard:
+                heard = True
+                with suppress(MonitorError):  # the step that needs it says so
+                    worker.vm.monitor(create=True)
+            return left
+
+        fitness.await_booted(worker.name, left_s, lambda text: progress(0, len(steps.PROTECT), text))
 
     def protect(self, worker: PairWorker, secondary: str, progress: Progress, *, enabling: bool = False) -> PairDoc:
         """Run the plan once; what fails before the commit point is undone, after it arbitration takes over."""
@@ -429,7 +451,9 @@ class PairManager:
         now = time.monotonic()
         if worker.operation_lock.locked() or now < self._retry_at.get(worker.uuid, 0.0):
             return
-        if fitness.still_boots(worker):
+        left_s = fitness.booted_in_s(worker)
+        if left_s:
+            self.refusals[worker.uuid] = str(fitness.boots(worker.name, left_s))
             return
         self._retry_at[worker.uuid] = now + 3600.0  # until this attempt has ended
         self.ctx.workers.submit(lambda: self._re_protect(worker, reason), f"re-protect {worker.name}")
