@@ -1,7 +1,8 @@
 """FT turned on straight after a start: an emulated guest is let boot first, so that the second copy is a good one.
 
 Without the wait the copy follows the boot, keeps QEMU's translations of code that is gone, and the guest resets itself
-once that copy is live (seen twice in four).
+once that copy is live (seen twice in four). Two minutes, so with ``FTKVM_FULL=1`` only (`make long`); in CI test_trust
+enables straight after a start, and its failover shows whether the copy is a good one.
 """
 
 import time
@@ -15,7 +16,7 @@ from ftkvm.lab.guest.domain import Guest
 
 from .seat import Seat, seated
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 
 VM = "e1"
 BOOT_S = 150
@@ -70,7 +71,6 @@ def test_enable_straight_after_the_start(seat: Seat, guest: Guest) -> None:
     survives(seat, guest)
 
 
-@pytest.mark.long
 def test_turned_on_while_it_is_off_and_started(seat: Seat, guest: Guest) -> None:
     seat.ok("turn-off", VM)
     seat.ok("vm", "stop", VM, "--force")
