@@ -11,6 +11,7 @@ from ftkvm.agent.gather import Answers, gather
 from ftkvm.agent.vms import VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig
+from ftkvm.core.checks import domain
 from ftkvm.core.ha.admission import Refused, admit, refused_there
 from ftkvm.core.ha.capacity import HOST_MEMORY_MB, OVERHEAD_MB, HostRoom, Load, Rules, unreserved
 from ftkvm.core.ha.settings import VmSettings, all_vm_settings, vm_settings
@@ -85,9 +86,9 @@ class Admission:
         xml = self._definition(record) if record.ft_enabled or bridges else None
         memory, overhead = values.memory_mb, OVERHEAD_MB
         if record.ft_enabled and xml is not None:
-            memory = _memory_mb(xml)
+            memory = domain.memory_mb(xml)
             overhead += memory if role == "secondary" else 0  # it holds the checkpoint that is being loaded as well
-        needs = _bridges(xml) if bridges and xml is not None else frozenset()
+        needs = domain.bridges(xml) if bridges and xml is not None else frozenset()
         return Load(record.uuid, record.name, host, values.cpu_mhz, memory, overhead, role, values.priority, needs)
 
     def _definition(self, record: VmRecord) -> ET.Element | None:
@@ -196,12 +197,3 @@ def room_of(now: Now) -> dict[str, dict[str, int | str]]:
         found[host.name] = {"cpu_mhz": host.cpu_mhz, "memory_mb": host.memory_mb, "free_cpu_mhz": left.cpu_mhz,
                             "free_memory_mb": left.memory_mb, "why_not": host.why_not}  # fmt: skip
     return found
-
-
-def _memory_mb(definition: ET.Element) -> int:
-    return -(-int(definition.findtext("./memory") or 0) // 1024)  # libvirt's own XML is in KiB
-
-
-def _bridges(definition: ET.Element) -> frozenset[str]:
-    sources = definition.iterfind("./devices/interface[@type='bridge']/source")
-    return frozenset(source.get("bridge", "") for source in sources)

@@ -3,7 +3,6 @@
 The checks are those that enable, power-on and placement ask, so what is said here is what happens there.
 """
 
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -123,9 +122,7 @@ class Checks:
 
     def _hosts_for(self, record: VmRecord, xml: str) -> tuple[Result, ...]:
         """Whether a pair could be made now: this host, and one for the secondary."""
-        root = ET.fromstring(xml)
-        memory_kib = int(root.findtext("memory") or 0)  # of a running domain libvirt writes KiB
-        needs = VmNeeds(record.name, self._ctx.host, memory_kib // 1024, placing.bridges(xml))
+        needs = VmNeeds.of(record.name, self._ctx.host, xml)
         return (
             _asked("this-host", "the host it runs on can be a primary's", lambda: ft_checks.require_ready(self._ctx)),
             _asked("ft-network", "a second host answers on the FT network",

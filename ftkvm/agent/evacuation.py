@@ -13,11 +13,12 @@ from typing import Any
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.migrate import MIGRATE_TIMEOUT_S, Migration
 from ftkvm.agent.operations import Operation
-from ftkvm.agent.placing import bridges, hosts_facts, no_place
+from ftkvm.agent.placing import hosts_facts, no_place
 from ftkvm.agent.records import PairDoc, PairStore
 from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
+from ftkvm.core.checks.domain import memory_mb
 from ftkvm.core.ha.settings import kept_empty
 from ftkvm.core.pair import Winner
 from ftkvm.core.placement import MEMORY_FACTOR, HostFacts, VmNeeds, choose_secondary
@@ -101,7 +102,7 @@ class Evacuation:
         """
         if record.ft_enabled:
             return self._third_host(record, facts)
-        return self._migration(record, facts).target, memory_mb(self._vms.definition(record.uuid))
+        return self._migration(record, facts).target, memory_mb(ET.fromstring(self._vms.definition(record.uuid)))
 
     def _third_host(self, record: VmRecord, facts: list[HostFacts]) -> tuple[str, int]:
         """The host for the new secondary of a pair that loses its copy here, as the agent of the other one will choose.
@@ -114,7 +115,7 @@ class Evacuation:
         if pair is None or decided or ours not in (pair.primary.host, pair.secondary.host):
             raise FtkvmError("FTKVM-406", vm=record.name, shown="there is no pair that stands")
         xml = self._vms.definition(record.uuid)
-        needs = VmNeeds(record.name, pair.peer_of(ours).host, memory_mb(xml), bridges(xml))
+        needs = VmNeeds.of(record.name, pair.peer_of(ours).host, xml)
         kept = kept_empty(self._ctx.cluster.current().settings)
         choice = choose_secondary(facts, needs, [ours, *([kept] if kept else [])])
         if choice.host is None:
@@ -140,11 +141,6 @@ def unprotected_s(what: str, result: dict[str, Any]) -> float | None:
     """How long a pair had one copy while the other left, as its operation measured it; None: not known, or no pair."""
     seconds = result.get({"secondary": "unprotected_s", "primary": "reprotect_s"}.get(what, ""))
     return None if seconds is None else float(seconds)
-
-
-def memory_mb(definition: str) -> int:
-    """A VM's memory, of the definition that is stored."""
-    return -(-int(ET.fromstring(definition).findtext("./memory") or 0) // 1024)  # libvirt's own XML is in KiB
 
 
 def listed(reasons: dict[str, str]) -> str:

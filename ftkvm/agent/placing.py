@@ -1,7 +1,6 @@
 """Facts of all hosts, asked in parallel, for core's placement of a secondary."""
 
 import logging
-import xml.etree.ElementTree as ET
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -88,9 +87,7 @@ def choose_host(ctx: AgentContext, vm: "LocalVm", wanted: str | None, exclude: C
         ctx.cluster.host(wanted)
         if wanted == ctx.host:
             raise FtkvmError("FTKVM-403", host=wanted, vm=vm.name)
-    shape = vm.shape()
-    needs = VmNeeds(vm.name, ctx.host, shape.memory_kib // 1024, bridges(vm.domains.xml(vm.uuid)))
-    return choose_for(ctx, needs, wanted, exclude)
+    return choose_for(ctx, VmNeeds.of(vm.name, ctx.host, vm.domains.xml(vm.uuid)), wanted, exclude)
 
 
 def choose_for(ctx: AgentContext, needs: VmNeeds, wanted: str | None, exclude: Collection[str] = ()) -> str:
@@ -113,9 +110,3 @@ def no_place(needs: VmNeeds, refusals: Mapping[str, tuple[Refusal, ...]]) -> Ftk
     """FTKVM-404: no host fits, with each one's reasons."""
     reasons = "; ".join(f"{host}: {', '.join(why)}" for host, why in refusals.items())
     return FtkvmError("FTKVM-404", vm=needs.name, reasons=reasons or "this is the only host")
-
-
-def bridges(xml: str) -> frozenset[str]:
-    """The bridges a VM's NICs are on."""
-    root = ET.fromstring(xml)
-    return frozenset(source.get("bridge", "") for source in root.iterfind("./devices/interface[@type='bridge']/source"))

@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
+from ftkvm.core.checks.domain import bridges
 from ftkvm.core.facts import DatastoreState
 from ftkvm.core.placement import HostFacts
 
@@ -46,7 +47,7 @@ def refusals(facts: list[HostFacts], source: str, target: str, xml: str) -> list
         return ["it does not answer"]
     found = [text for text, fits in CHECKS if not fits(there, here)]
     root = ET.fromstring(xml)
-    wanted = {str(each.get("bridge")) for each in root.iterfind("./devices/interface[@type='bridge']/source")}
+    wanted = bridges(root)
     if not wanted <= there.bridges:
         found.append(f"it lacks the bridge {', '.join(sorted(wanted - there.bridges))}")
     memory_mb = _memory_mb(root)

@@ -1,10 +1,12 @@
 """Where a new secondary goes (FT-05, FT-07). Pure: the hosts' facts in, a choice or each host's refusal out."""
 
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ftkvm.core.checks.cpu import alike
+from ftkvm.core.checks.domain import bridges, memory_mb
 from ftkvm.core.facts import DatastoreState
 
 
@@ -54,6 +56,15 @@ class VmNeeds:
     primary_host: str
     memory_mb: int
     bridges: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, name: str, primary_host: str, xml: str) -> "VmNeeds":
+        """What a VM of this definition asks for, whoever asks: running or stored, as libvirt writes it.
+
+        :raises xml.etree.ElementTree.ParseError: not XML
+        """
+        domain = ET.fromstring(xml)
+        return cls(name, primary_host, memory_mb(domain), bridges(domain))
 
 
 @dataclass(frozen=True)

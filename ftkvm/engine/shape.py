@@ -39,11 +39,10 @@ class Nic:
 
 @dataclass(frozen=True)
 class Shape:
-    """The parts of a running domain the engine works on; memory in KiB as libvirt has it."""
+    """The parts of a running domain the engine works on."""
 
     uuid: str
     name: str
-    memory_kib: int
     vcpus: int
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
@@ -73,7 +72,6 @@ def parse_shape(live_xml: str) -> Shape:
     return Shape(
         root.findtext("uuid", ""),
         root.findtext("name", ""),
-        int(root.findtext("currentMemory", "0")),
         int(root.findtext("vcpu", "1")),
         tuple(disks),
         tuple(nics),

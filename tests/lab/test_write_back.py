@@ -82,7 +82,7 @@ class Copy:
         nodes = self.monitor.execute("query-named-block-nodes", {"flat": True})
         source = next(node["image"]["filename"] for node in nodes if node["node-name"] == "libvirt-1-format")
         self.disk = Disk("vda", "virtio-disk0", source, "qcow2")  # (below a throttle QEMU gives it another name)
-        self.shape = Shape("u", "vm", 1 << 15, 1, (self.disk,), ())
+        self.shape = Shape("u", "vm", 1, (self.disk,), ())
         secondary.build_disk(self.monitor, self.disk, Overlays("/mnt/big/h.qcow2", "/mnt/big/a.qcow2"))
         self.monitor.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": "/mnt/big/nbd"}}})
         export = {"type": "nbd", "id": "x", "node-name": "libvirt-1-format", "name": "vda", "writable": True}

@@ -1,7 +1,8 @@
 """Maintenance of a host: what would keep it from being emptied is told before anything is touched."""
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -10,16 +11,20 @@ import pytest
 
 from ftkvm.adapters.datastore import DirectoryDatastore
 from ftkvm.agent import vm_file
+from ftkvm.agent.checks import Checks
 from ftkvm.agent.cluster import ClusterReader, commit_config
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.evacuation import unprotected_s
+from ftkvm.agent.ha import documents
 from ftkvm.agent.operations import Operations
+from ftkvm.agent.placing import choose_host
 from ftkvm.agent.records import CopyPlace, PairDoc, PairStore
 from ftkvm.agent.service import Service
 from ftkvm.agent.vms import VmRecord, Vms
 from ftkvm.agent.workers import Workers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig, HostConfig, HostEntry, Paths
+from ftkvm.core.placement import VmNeeds
 from ftkvm.core.reasons import Reason
 from ftkvm.ports import Json, PeerUnreachable, Progress
 
@@ -43,6 +48,7 @@ class Libvirt:
     """The QEMUs of host h1."""
 
     running: dict[str, Domain] = field(default_factory=dict)
+    definitions: dict[str, str] = field(default_factory=dict)
 
     def domains(self) -> list[Domain]:
         return list(self.running.values())
@@ -50,8 +56,24 @@ class Libvirt:
     def domain(self, uuid: str) -> Domain | None:
         return self.running.get(uuid)
 
+    def require_versions(self) -> None:
+        pass
+
     def xml(self, uuid: str) -> str:
-        return XML.format(name=self.running[uuid].name)
+        return self.definitions.get(uuid) or XML.format(name=self.running[uuid].name)
+
+
+@dataclass
+class RunningVm:
+    """The LocalVm of vm2, as far as its host is chosen by it; it is its own Domains."""
+
+    libvirt: Libvirt
+    uuid: str = "u2"
+    name: str = "vm2"
+
+    @property
+    def domains(self) -> Libvirt:
+        return self.libvirt
 
 
 class Life:
@@ -181,6 +203,48 @@ def test_the_new_secondary_needs_twice_the_memory_whichever_copy_leaves(
     assert cluster.service.obstacles_here() == {"obstacles": {}}
     cluster.free_mb["h3"] = 2047
     assert "h3: memory" in cluster.refused().cause
+
+
+@pytest.mark.parametrize(("free_mb", "fits"), [(2049, False), (2050, True)])
+def test_whoever_asks_reckons_the_same_needs(cluster: Cluster, free_mb: int, fits: bool) -> None:
+    """1 GiB and a bit: who rounds down takes a host that has no room, and the copy made there is the one to fail."""
+    cluster.vm(1, secondary="h2")
+    cluster.vm(2)
+    xml = XML.replace("1048576", "1048577").format(name="vm2")
+    for uuid in ("u1", "u2"):
+        cluster.datastore.replace_text(f"vms/{uuid}/domain.xml", xml)
+    cluster.libvirt.definitions["u2"] = xml
+    cluster.free_mb["h3"] = free_mb
+    ctx = cluster.service._ctx
+    evacuation = cluster.service.obstacles_here()["obstacles"].get("vm1", "")
+    enable = refused_with(lambda: choose_host(ctx, cast(Any, RunningVm(cluster.libvirt)), "h3"))
+    report = Checks(ctx, cluster.service, cast(Any, None)).vm_here("u2", for_ft=True)
+    check = " ".join(each["text"] for each in report["findings"] if each["code"] == "FTKVM-404")
+    said = (evacuation, enable, check)
+    assert [bool(re.search("h3: (ft-network, )?memory", text)) for text in said] == 3 * [not fits], said
+    assert documents.definition("domain.xml", xml).memory_mb == VmNeeds.of("vm2", "h1", xml).memory_mb == 1025
+
+
+def refused_with(ask: Callable[[], object]) -> str:
+    """What is said; in a test no host is reached over an FT network."""
+    with pytest.raises(FtkvmError) as caught:
+        ask()
+    return caught.value.text + caught.value.cause
+
+
+@pytest.mark.parametrize(("memory", "mb"), [
+    ("<memory unit='KiB'>1048576</memory>", 1024), ("<memory>1048577</memory>", 1025),
+    ("<memory unit='MiB'>512</memory>", 512), ("<memory unit='b'>1</memory>", 1), ("<memory unit='G'>2</memory>", 2048),
+    ("<memory>2048</memory><currentMemory>1024</currentMemory>", 2), ("", 0),
+])  # fmt: skip
+def test_memory_of_a_definition(memory: str, mb: int) -> None:
+    assert VmNeeds.of("vm1", "h1", f"<domain>{memory}</domain>").memory_mb == mb
+
+
+@pytest.mark.parametrize("memory", ["<memory>much</memory>", "<memory unit='stone'>5</memory>"])
+def test_memory_that_is_not_understood(memory: str) -> None:
+    with pytest.raises(ValueError, match=r"much|stone"):
+        VmNeeds.of("vm1", "h1", f"<domain>{memory}</domain>")
 
 
 def test_two_pairs_do_not_both_count_on_the_same_room(cluster: Cluster) -> None:

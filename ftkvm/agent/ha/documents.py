@@ -5,14 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ftkvm.core.checks.domain import disk_files
+from ftkvm.core.checks import domain
 from ftkvm.core.ha.model import Heartbeat, HostMode, Lease, Owner, OwnerWhy, Roles
 from ftkvm.ports import CorruptFile, Json
 
 T = TypeVar("T")
-_UNITS = {"b": 1, "bytes": 1, "kb": 1000, "k": 1024, "kib": 1024, "mb": 10**6, "m": 1 << 20, "mib": 1 << 20,
-          "gb": 10**9, "g": 1 << 30, "gib": 1 << 30}  # fmt: skip
-_MIB = 1 << 20
 
 
 def understood(path: str, document: Json, decode: Callable[[Json], T]) -> T:
@@ -86,15 +83,12 @@ def definition(path: str, xml: str) -> Definition:
     """
     try:
         root = ET.fromstring(xml)
-        memory = root.find("memory")
-        assert memory is not None and memory.text is not None
-        size = int(memory.text) * _UNITS[memory.get("unit", "KiB").lower()]
+        memory_mb = domain.memory_mb(root)
+        assert memory_mb, "it tells no memory"
         cpus = int(root.findtext("vcpu") or 1)
-    except (ET.ParseError, AssertionError, KeyError, ValueError) as error:
+    except (ET.ParseError, AssertionError, ValueError) as error:
         raise CorruptFile("FTKVM-305", path=path, detail=f"no domain definition: {error!r}") from error
-    sources = root.iterfind("./devices/interface[@type='bridge']/source")
-    bridges = frozenset(source.get("bridge", "") for source in sources)
-    return Definition(-(-size // _MIB), cpus, bridges, disk_files(xml))
+    return Definition(memory_mb, cpus, domain.bridges(root), domain.disk_files(xml))
 
 
 def power(vm: Mapping[str, Any], newest: Owner) -> bool:

@@ -5,6 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+_UNITS = {"b": 1, "bytes": 1, "kb": 1000, "k": 1024, "kib": 1024, "mb": 10**6, "m": 1 << 20, "mib": 1 << 20,
+          "gb": 10**9, "g": 1 << 30, "gib": 1 << 30}  # fmt: skip
+_MIB = 1 << 20
+
 MAX_VCPUS = 8
 TEMPLATE_TAG = "{urn:ftkvm:1}template"
 """In <metadata>: the domain is a pattern for others, never to be run with FT. libvirt itself knows no templates."""
@@ -59,6 +63,26 @@ def disk_files(xml: str) -> dict[str, str]:
     """Image file by target of every disk that can be written (not CD-ROMs)."""
     disks = ET.fromstring(xml).iterfind("devices/disk")
     return {target(disk): source for disk in disks if disk.get("device", "disk") == "disk" and (source := file(disk))}
+
+
+def memory_mb(domain: ET.Element) -> int:
+    """The VM's memory; what is left over of a MB counts as one. 0 if it tells none.
+
+    :raises ValueError: the figure or its unit is not understood
+    """
+    memory = domain.find("memory")
+    if memory is None or not memory.text:
+        return 0
+    unit = memory.get("unit", "KiB")  # as libvirt itself writes it
+    if unit.lower() not in _UNITS:
+        raise ValueError(f"memory in {unit}")
+    return -(-int(memory.text) * _UNITS[unit.lower()] // _MIB)
+
+
+def bridges(domain: ET.Element) -> frozenset[str]:
+    """The bridges the VM's NICs are on."""
+    sources = domain.iterfind("./devices/interface[@type='bridge']/source")
+    return frozenset(source.get("bridge", "") for source in sources)
 
 
 def vcpus(domain: ET.Element) -> int:
