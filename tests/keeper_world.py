@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -46,9 +47,12 @@ def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
 
 
-def socket_in(netns: str, make: Callable[[], socket.socket]) -> socket.socket:
-    """A socket of another network namespace (made by a thread that goes there; the socket stays)."""
-    made: list[socket.socket] = []
+Made = TypeVar("Made")
+
+
+def inside(netns: str, make: Callable[[], Made]) -> Made:
+    """What is made in another network namespace, by a thread that goes there; a socket stays of that one."""
+    made: list[Made] = []
 
     def work() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -200,7 +204,7 @@ class Traffic:
             sock.settimeout(0.1)
             return sock
 
-        self._out, self._in = socket_in(made.netns("vm"), sender), socket_in(made.netns("lan"), receiver)
+        self._out, self._in = inside(made.netns("vm"), sender), inside(made.netns("lan"), receiver)
         self.sent: list[float] = []
         self.arrived: list[float] = []
         self._ending = threading.Event()

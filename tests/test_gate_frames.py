@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from keeper_world import TAP, UUID, Traffic, World, ip, needs_netns, socket_in, until, world
+from keeper_world import TAP, UUID, Traffic, World, inside, ip, needs_netns, until, world
 
 from ftkvm.keeper.model import PairSpec
 
@@ -119,7 +119,7 @@ def test_the_host_itself_is_protected_too(hosts: World, traffic: Traffic) -> Non
     hosts.pair("a", "secondary")
 
     def answer() -> str:
-        sock = socket_in(hosts.netns("vm"), lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        sock = inside(hosts.netns("vm"), lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
         sock.settimeout(0.5)
         with sock:
             try:

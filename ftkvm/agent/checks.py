@@ -10,6 +10,7 @@ from ftkvm import __version__
 from ftkvm.adapters import host_view
 from ftkvm.agent import ft_checks, placing
 from ftkvm.agent.context import AgentContext
+from ftkvm.agent.ft_network import frames_lost
 from ftkvm.agent.gather import gather
 from ftkvm.agent.health import Health
 from ftkvm.agent.security import Security
@@ -19,7 +20,7 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.core.channels import CHANNELS
 from ftkvm.core.checks import host
 from ftkvm.core.checks.cluster import ClusterView, look
-from ftkvm.core.checks.host import HostView
+from ftkvm.core.checks.host import PAIR_NETWORKS, HostView
 from ftkvm.core.checks.model import Finding, Result, run
 from ftkvm.core.ha import settings
 from ftkvm.core.placement import VmNeeds
@@ -95,7 +96,7 @@ class Checks:
         return look(config.cluster, view).to_json()
 
     def host_here(self) -> Json:
-        """What this host is made of. A tiny guest is started for it.
+        """What this host is made of. A tiny guest is started for it, and the others are asked with full frames.
 
         :raises FtkvmError: FTKVM-238 the table of processor groups is not understood
         """
@@ -108,6 +109,7 @@ class Checks:
             raise FtkvmError("FTKVM-238", host=self._ctx.host, path=path, detail=str(error)) from error
         trouble = health.get("error")
         security = self._ctx.extras.get("security")
+        others = [name for name in self._ctx.cluster.current().hosts if name != self._ctx.host]
         return {
             **seen,
             "name": self._ctx.host,
@@ -116,6 +118,7 @@ class Checks:
             "ftkvm": __version__,
             "trouble": {"code": trouble["code"], "params": trouble["params"]} if trouble else None,
             "certificate": security.state() if isinstance(security, Security) else None,
+            "frames_lost": {kind: sorted(frames_lost(self._ctx, kind, others)) for kind in PAIR_NETWORKS},
             "ft_copies": sum(1 for _spec in (config.paths.run / "pairs").glob("*.json")),
             "missing_bridges": sorted(set(config.vm_bridges) - set(health.get("bridges", config.vm_bridges))),
         }

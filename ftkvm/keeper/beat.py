@@ -96,14 +96,18 @@ def decode(key: bytes, data: bytes, magic: bytes = MAGIC) -> Beat | None:
 
 
 def _checksum(data: bytes) -> int:
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    even = data + b"\0" * (len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(even) // 2}H", even))
     total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF
 
 
-def encode_ping(ident: int, number: int, token: bytes, now_ms: int) -> bytes:
-    """An ICMP echo request that carries when it was sent (our monotonic clock) and a token nobody else knows."""
-    body = PING_BODY.pack(token, now_ms)
+def encode_ping(ident: int, number: int, token: bytes, now_ms: int, size: int = 0) -> bytes:
+    """An ICMP echo request that carries when it was sent (our monotonic clock) and a token nobody else knows.
+
+    ``size``: bytes that it has at least, filled up with zeros.
+    """
+    body = PING_BODY.pack(token, now_ms).ljust(size - ICMP.size, b"\0")
     empty = ICMP.pack(ECHO_REQUEST, 0, 0, ident, number & 0xFFFF) + body
     return ICMP.pack(ECHO_REQUEST, 0, _checksum(empty), ident, number & 0xFFFF) + body
 

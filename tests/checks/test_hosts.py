@@ -118,6 +118,8 @@ def test_a_host_survives_the_wire() -> None:
             "links": {kind: asdict(link) for kind, link in LINKS.items()}, "qemu": [11, 1, 3], "libvirt": [11, 3, 0],
             "ftkvm": "0.3", "trouble": None, "missing_bridges": []}  # fmt: skip
     assert HostView.from_json(said, maintenance=False, emulation=False) == GOOD
+    lost = {"frames_lost": {"ft": ["h2"]}}
+    assert HostView.from_json({**said, **lost}, maintenance=False, emulation=False).frames_lost == {"ft": ("h2",)}
     certificate = {"error": None, "days_left": 800, "revoked": False}
     assert HostView.from_json({**said, "certificate": certificate}, maintenance=False, emulation=False) == replace(
         GOOD, certificate=CertificateSigns(800)
@@ -151,11 +153,22 @@ def test_a_good_cluster() -> None:
     (two(ft_copies=5), "FTKVM-248", Severity.WARNING),
     (two(governor="powersave"), "FTKVM-236", Severity.WARNING),
     (two(links={**LINKS, "migration": Link("ens2", 10000, 1500)}), "FTKVM-237", Severity.WARNING),
+    (two(frames_lost={"ft": ("h1",), "migration": ("h3",)}), "FTKVM-750", Severity.ERROR),
     (two(cpu=replace(CPU, stepping=7)), "FTKVM-234", Severity.WARNING),
     (replace(two(), channels=(Channel("a", "ft", "TLS"), Channel("b", "ft"))), "FTKVM-340", Severity.WARNING),
 ])  # fmt: skip
 def test_each_finding_of_the_cluster(view: ClusterView, code: str, severity: Severity) -> None:
     assert found_in(view) == [(code, severity)]
+
+
+def test_frames_that_are_lost_since_the_nics_differ_are_told_once() -> None:
+    """Both ends see it; and of NICs with different MTUs it is known why."""
+    lost = {"migration": ("h1", "h2")}
+    both = two(frames_lost=lost)
+    assert found_in(replace(both, hosts=(replace(GOOD, frames_lost=lost), *both.hosts[1:]))) == [
+        ("FTKVM-750", Severity.ERROR)]  # fmt: skip
+    smaller = two(frames_lost=lost, links={**LINKS, "migration": Link("ens2", 10000, 1500)})
+    assert found_in(smaller) == [("FTKVM-237", Severity.WARNING)]
 
 
 def test_what_is_not_encrypted_is_on_networks_of_its_own() -> None:

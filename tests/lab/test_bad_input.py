@@ -228,6 +228,23 @@ def test_ft_network_cut(seat: Seat, vm: str, two: Host, name: str) -> None:
         network.set_port(two.name, "ft", up=True)
 
 
+def test_ft_network_that_loses_large_frames(seat: Seat, vm: str, one: Host, two: Host) -> None:
+    """The hosts' NICs are set to 9000, the switch is not: connections are made, and then stand still."""
+    words = [["ip", "link", "set", names.NETWORKS["ft"].nic, "mtu", mtu] for mtu in ("1500", "9000")]
+    for host in (one, two):
+        host.run(words[1])
+    try:
+        with seat.unchanged():
+            refused(seat.run("enable", vm, "--secondary", two.name), "FTKVM-750")
+            refused(seat.run("enable", vm), "FTKVM-404")
+        found = seat.run("check", "cluster").out["findings"]
+        lost = [each["params"] for each in found if each["code"] == "FTKVM-750"]
+        assert lost == [{"host": one.name, "other": two.name, "network": "ft", "mtu": "9000"}]
+    finally:
+        for host in (one, two):
+            host.run(words[0])
+
+
 @contextmanager
 def hung(seat: Seat, host: Host) -> Iterator[None]:
     """The host's datastore hangs. After 8 s HA's guard would end the host's ordinary VMs: see ``slow_guard``."""

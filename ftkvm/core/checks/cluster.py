@@ -7,7 +7,7 @@ from itertools import combinations
 from ftkvm.core.channels import Channel, unprotected
 from ftkvm.core.checks import host as of_host
 from ftkvm.core.checks.cpu import differences
-from ftkvm.core.checks.host import HostView
+from ftkvm.core.checks.host import PAIR_NETWORKS, HostView
 from ftkvm.core.checks.model import Check, Finding, Report, Result, Severity, run
 from ftkvm.core.placement import HostFacts, VmNeeds, why_not
 from ftkvm.core.versions import dotted
@@ -109,11 +109,14 @@ def _clocks(cluster: ClusterView) -> Iterator[Finding]:
 
 def _mtu(cluster: ClusterView) -> Iterator[Finding]:
     for one, other in cluster.pairs:
-        for kind in ("ft", "migration"):
+        for kind in PAIR_NETWORKS:
             here, there = one.links.get(kind), other.links.get(kind)
             if here and there and here.mtu != there.mtu:
                 values = str(here.mtu), str(there.mtu)
                 yield from _differ(f"MTU of the {kind} network", one, other, values, "FTKVM-237")
+            elif here and (other.name in one.frames_lost.get(kind, ()) or one.name in other.frames_lost.get(kind, ())):
+                params = {"host": one.name, "other": other.name, "network": kind, "mtu": str(here.mtu)}
+                yield Finding("FTKVM-750", params)
 
 
 def _channels(cluster: ClusterView) -> Iterator[Finding]:

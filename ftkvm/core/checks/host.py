@@ -12,6 +12,8 @@ from ftkvm.core.versions import too_old
 
 LEAST_MBIT_S = 1000
 JUMBO_MTU = 9000
+PAIR_NETWORKS = ("ft", "migration")
+"""What a guest's memory is copied over."""
 
 
 class Kvm(StrEnum):
@@ -102,6 +104,8 @@ class HostView:
     """Primaries and secondaries that run here."""
     emulation: bool = False
     """The cluster's setting ft.emulation: guests may be emulated."""
+    frames_lost: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By network: the hosts that answer a small frame there, and none as large as the NIC's MTU."""
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], *, maintenance: bool, emulation: bool) -> "HostView":
@@ -125,6 +129,7 @@ class HostView:
             CertificateSigns.from_json(certificate) if certificate is not None else None,
             int(document.get("ft_copies", 0)),
             emulation,
+            {kind: tuple(hosts) for kind, hosts in document.get("frames_lost", {}).items()},
         )
 
 
@@ -198,7 +203,7 @@ def _bridges(host: HostView) -> Iterator[Finding]:
 
 
 def _own_nics(host: HostView) -> Iterator[Finding]:
-    for kind in ("ft", "migration"):
+    for kind in PAIR_NETWORKS:
         link = host.links.get(kind)
         if link is None:
             yield Finding("FTKVM-227", {"network": kind})
@@ -211,7 +216,7 @@ def _own_nics(host: HostView) -> Iterator[Finding]:
 
 
 def _speeds(host: HostView) -> Iterator[Finding]:
-    for kind in ("ft", "migration"):
+    for kind in PAIR_NETWORKS:
         link = host.links.get(kind)
         if link is not None and 0 < link.mbit_s < LEAST_MBIT_S:
             params = {"network": kind, "nic": link.nic, "speed": str(link.mbit_s), "least": str(LEAST_MBIT_S)}
