@@ -17,8 +17,18 @@ PACKAGES = (
 """What the agent and the VMs need of Debian 13 itself."""
 BACKPORTS = ("qemu-system-x86", "qemu-utils", "python3-qemu-qmp")
 """What must come from Debian's backports: QEMU 11.1 or newer, and its QMP library."""
+OTHERS = ("nfs-common",)
+"""Looked for, and needed by some hosts only."""
 UNITS = ("ftkvm-agent.service", "ftkvm-keeper.service")
 MARK = "==ftkvm=="
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface: the bridge or bond it belongs to, and its addresses but those of the link itself."""
+
+    master: str = ""
+    addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,13 +54,16 @@ class HostFacts:
     boot_id: str = ""
     configuration: str = ""
     """The text of the newest configuration of the cluster whose datastore this is; empty if there is none."""
+    links: Mapping[str, Link] = field(default_factory=dict)
+    mounted: str = ""
+    """What is mounted at the datastore's own path (``server:/export``, a device); empty if nothing is."""
 
 
 def script(datastore: str, files: Sequence[str]) -> str:
     """The shell script whose output :func:`parse` understands; it changes nothing but a test file on the datastore."""
     path, probe = shlex.quote(datastore), shlex.quote(f"{datastore}/.ftkvm-write-test")
     names = " ".join(shlex.quote(name) for name in files)
-    packages = " ".join(PACKAGES + BACKPORTS)
+    packages = " ".join((*PACKAGES, *BACKPORTS, *OTHERS))
     write = f"dd if=/dev/zero of={probe} bs=4k count=1 conv=fsync 2>&1 && rm {probe}"
     configs = shlex.quote(f"{datastore}/.ftkvm/config")
     newest = f"cd {configs} 2>/dev/null && cat $(ls | grep -x '[0-9]\\{{7\\}}[.]json' | tail -n 1) </dev/null"
@@ -59,6 +72,8 @@ def script(datastore: str, files: Sequence[str]) -> str:
         "os": "cat /etc/os-release",
         "packages": f"dpkg-query -W -f '${{Package}} ${{Version}} ${{db:Status-Status}}\\n' {packages} 2>/dev/null",
         "addresses": "ip -j -4 addr",
+        "links": "ip -j addr",
+        "mounted": f"timeout -s KILL 5 findmnt -n -o SOURCE -M {path}",
         "bridges": "ls -d /sys/class/net/*/bridge 2>/dev/null",
         "mount": f"timeout -s KILL 5 findmnt -n -o TARGET -T {path} 2>&1; echo status $?",
         "datastore": f"LC_ALL=C timeout -s KILL 5 sh -c {shlex.quote(write)}; echo status $?",
@@ -105,6 +120,8 @@ def parse(text: str) -> HostFacts:
         system_id=f"{release.get('ID', '?')} {release.get('VERSION_ID', '?')}",
         packages=parse_packages(parts["packages"]),
         addresses=parse_addresses(parts["addresses"]),
+        links=parse_links(parts["links"]),
+        mounted=parts["mounted"].strip().partition("\n")[0],
         bridges=tuple(re.findall(r"/sys/class/net/([^/\s]+)/bridge", parts["bridges"])),
         mount_point=mount_lines[0] if mount_lines[-1] == "status 0" else "",
         datastore_status=parse_datastore(parts["datastore"]),
@@ -150,6 +167,16 @@ def parse_addresses(text: str) -> tuple[str, ...]:
             if entry.get("family") == "inet" and interface.get("ifname") != "lo":
                 found.append(f"{entry['local']}/{entry['prefixlen']}")
     return tuple(found)
+
+
+def parse_links(text: str) -> dict[str, Link]:
+    """All interfaces, from ``ip -j addr``."""
+    found = {}
+    for interface in json.loads(text or "[]"):
+        infos = [entry for entry in interface.get("addr_info", []) if entry.get("scope") != "link"]
+        addresses = tuple(f"{entry['local']}/{entry['prefixlen']}" for entry in infos)
+        found[str(interface.get("ifname"))] = Link(str(interface.get("master", "")), addresses)
+    return found
 
 
 def parse_version(text: str) -> tuple[int, ...]:

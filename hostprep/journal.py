@@ -3,6 +3,7 @@
     JOURNAL/files/etc/…    the file as it was, with its mode, owner and times
     JOURNAL/absent/etc/…   there was none
     JOURNAL/packages       packages that were not installed, one a line
+    JOURNAL/units          units of ours that were enabled, beside the agent's and the keeper's, one a line
     JOURNAL/late           the host had been prepared before there was a journal: every file of ours counts as absent
 
 Each is written before the change it is about, and once: what a later run finds is our own work. So it does not matter
@@ -63,9 +64,19 @@ def _absent(journal: str, path: str) -> str:
 
 def note_packages(journal: str, names: Sequence[str]) -> str:
     """Shell command: these are not installed yet."""
-    listed, file = " ".join(map(shlex.quote, names)), shlex.quote(f"{journal}/packages")
+    return _note(f"{journal}/packages", names)
+
+
+def note_unit(journal: str, name: str) -> str:
+    """Shell command: this unit of ours is enabled now."""
+    return _note(f"{journal}/units", [name])
+
+
+def _note(path: str, words: Sequence[str]) -> str:
+    listed, file = " ".join(map(shlex.quote, words)), shlex.quote(path)
     return (
-        f"(umask 077; touch {file}; for p in {listed}; do grep -qx $p {file} || echo $p >> {file}; done; sync {file})"
+        f"(umask 077; touch {file}; for p in {listed}; do grep -qxF -e $p {file} || echo $p >> {file}; done;"
+        f" sync {file})"
     )
 
 
@@ -102,9 +113,9 @@ def take_back(
     found = _listed(runner, journal)
     if found is None:
         return TakenBack()
-    restored, removed, packages = found
+    restored, removed, packages, enabled = found
     if not dry_run:
-        script = _script(journal, program, units, restored, removed, packages if purge else [])
+        script = _script(journal, program, units, enabled, restored, removed, packages if purge else [])
         done = runner.run("sh -s", script.encode(), 600.0)
         if done.status:
             words = (done.stderr.strip() or done.stdout.strip())[-400:]
@@ -113,28 +124,31 @@ def take_back(
     return TakenBack(restored, gone, packages if purge else [], [] if purge else packages)
 
 
-def _listed(runner: Runner, journal: str) -> tuple[list[str], list[str], list[str]] | None:
-    """Files to restore, files to remove, packages; None if there is no journal."""
+def _listed(runner: Runner, journal: str) -> tuple[list[str], list[str], list[str], list[str]] | None:
+    """Files to restore, files to remove, packages, units; None if there is no journal."""
     name, mark = shlex.quote(journal), "==ftkvm=="
     parts = (f"cd {name}/{part} 2>/dev/null && find . ! -type d ! -name '*.new'" for part in ("files", "absent"))
     script = f"[ -d {name} ] || exit 9; " + "".join(f"({part}); echo {mark}; " for part in parts)
-    done = runner.run(f"{script} cat {name}/packages 2>/dev/null; exit 0")
+    script += f"cat {name}/packages 2>/dev/null; echo {mark}; cat {name}/units 2>/dev/null; exit 0"
+    done = runner.run(script)
     if done.status == 9:
         return None
-    if done.status or done.stdout.count(mark) != 2:
+    if done.status or done.stdout.count(mark) != 3:
         raise FtkvmError("FTKVM-209", host=runner.host, step="reading the journal", detail=done.stderr.strip()[-400:])
-    files, absent, packages = (part.split() for part in done.stdout.split(mark))
-    return sorted(path[1:] for path in files), sorted(path[1:] for path in absent), packages
+    files, absent, packages, units = (part.split() for part in done.stdout.split(mark))
+    return sorted(path[1:] for path in files), sorted(path[1:] for path in absent), packages, units
 
 
 def _script(
-    journal: str, program: str, units: Sequence[str], restored: Sequence[str], removed: Sequence[str],
-    packages: Sequence[str],
+    journal: str, program: str, units: Sequence[str], enabled: Sequence[str], restored: Sequence[str],
+    removed: Sequence[str], packages: Sequence[str],
 ) -> str:  # fmt: skip
     """Our units first, since they use the files; the journal last, since with it this can be run again."""
     lines = ["set -e"]
     if units:
         lines.append(f"systemctl disable -q --now {' '.join(units)} 2>/dev/null || true")  # perhaps not there yet
+    for unit in map(shlex.quote, reversed(enabled)):  # after those that use it; a mount may be in somebody's use
+        lines.append(f"systemctl disable -q --now {unit} || ! systemctl is-active -q {unit}")
     for path in restored:
         there, kept = shlex.quote(path), shlex.quote(f"{journal}/files{path}")
         lines.append(f"mkdir -p {shlex.quote(path.rpartition('/')[0])}")
@@ -144,7 +158,7 @@ def _script(
         lines.append(f"rm -f {there} {there}.new {there}{BEFORE}")
         lines.append(f"[ ! -d {directory} ] || rmdir -p --ignore-fail-on-non-empty {directory}")
     lines.append(f"rm -rf {program} {program}.new {program}.before")
-    if units:
+    if units or enabled:
         lines.append("systemctl daemon-reload")
     if packages:
         lines.append(f"DEBIAN_FRONTEND=noninteractive apt-get -q -y purge {' '.join(map(shlex.quote, packages))}")

@@ -116,7 +116,7 @@ def plan(facts: HostFacts, wish: Wish) -> list[Step]:
     changed = [*_package(facts, wish)]
     for path, (content, mode) in wish.files.items():
         if facts.digests.get(path) != hashlib.sha256(content).hexdigest():
-            changed.append(_file(path, content, mode, wish.journal))
+            changed.append(file_step(path, content, mode, wish.journal))
     if any(step.name.startswith("file /etc/systemd") for step in changed):
         changed.append(
             Step("units", "systemd reads its units", "systemctl daemon-reload", "true", "systemctl daemon-reload")
@@ -169,7 +169,8 @@ def _package(facts: HostFacts, wish: Wish) -> Iterator[Step]:
     )
 
 
-def _file(path: str, content: bytes, mode: int, journal: str) -> Step:
+def file_step(path: str, content: bytes, mode: int, journal: str) -> Step:
+    """A file of ours; what was there is kept in the journal."""
     name, before = shlex.quote(path), shlex.quote(path + BEFORE)
     directory, new = shlex.quote(path.rpartition("/")[0]), shlex.quote(path + ".new")
     after = "; systemctl daemon-reload" if path.startswith("/etc/systemd/") else ""

@@ -18,8 +18,9 @@ from hostprep import facts as facts_of
 from hostprep import package
 from hostprep.apply import Progress, apply
 from hostprep.facts import UNITS, HostFacts
+from hostprep.ground import Ground, files_of, ground_steps
 from hostprep.joining import machine_of, members
-from hostprep.journal import take_back
+from hostprep.journal import JOURNAL, take_back
 from hostprep.plan import (
     CONFIG,
     Step,
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 WATCHDOG = "/dev/watchdog"
 """Used if the host has one: its hardware's, softdog's, or one that is kept for it from outside."""
+NO_GROUND = Ground()
 _PKI = "/etc/ftkvm/pki"
 _REVOKED = f"{_PKI}/crl.pem"
 _HEALTH_TIMEOUT_S = 45.0
@@ -64,11 +66,12 @@ def hosts_of(home: Home) -> list[Json]:
 
 
 def prepare(
-    home: Home, target: Target, progress: Progress, *, dry_run: bool = False,
+    home: Home, target: Target, progress: Progress, *, dry_run: bool = False, ground: Ground = NO_GROUND,
     connect: Callable[[Target], Session] = Session, hosts: Callable[[Home], list[Json]] = hosts_of,
 ) -> Prepared:  # fmt: skip
     """Make ``target`` a host of the cluster in ``home``; run again, it changes nothing.
 
+    ``ground``: what it is to stand on is made first; a dry run that finds some of it missing shows no more than that.
     ``connect``, ``hosts``: how the host and the cluster are asked.
 
     :raises FtkvmError: 2xx, 3xx: why it cannot be one; nothing is then left changed
@@ -77,27 +80,49 @@ def prepare(
     with connect(target) as session:
         progress(0, 0, "looking at the host")
         found = facts_of.gather(session, cluster.datastore, _file_names())
-        entry = host_entry(target.host, found, cluster)
-        wish = make_wish(home, cluster, entry, found)
-        require(found, wish)
-        others = members(hosts(home)) if cluster.hosts and _is_new(entry, found) else []
-        require_may_join(machine_of(entry.name, found), others)
-        steps = plan(found, wish)
-        joined = cluster.hosts.get(entry.name) == entry.to_json() and not steps
-        todo = steps if joined else [*steps, join_step(wish)]
-        if dry_run:
-            return Prepared(entry, [step.text for step in todo], preview(session, todo, wish.files))
-        note_certificate(home, wish)
-        check = _health_check(home, entry)
+        first = ground_steps(found, ground, target.host, cluster.vm_bridges[0], cluster.datastore, JOURNAL)
+        if first and dry_run:
+            entry = host_entry(target.host, found, cluster)
+            texts = [*(step.text for step in first), "everything else is planned when these are there"]
+            return Prepared(entry, texts, preview(session, first, files_of(first)))
         try:
-            _apply(session, todo, progress, check, cluster.datastore, others)
+            if first:
+                apply(session, first, progress, {})
+                found = facts_of.gather(session, cluster.datastore, _file_names())
+            done = _prepare(home, cluster, session, found, progress, dry_run=dry_run, hosts=hosts)
         except (FtkvmError, KeyboardInterrupt):
-            if not _is_member(entry, found, cluster):  # what an earlier run did that was cut off goes, too
-                _take_back_quietly(session, wish.journal)
+            if first and not _is_member(target.host, found, cluster):
+                _take_back_quietly(session, JOURNAL)
             raise
-        if not any(step.name == "services" for step in steps):
-            check()
-        session.run(f"rm -rf {clean_up(wish)}")
+    return replace(done, steps=[*(step.text for step in first), *done.steps])
+
+
+def _prepare(
+    home: Home, cluster: ClusterFile, session: Session, found: HostFacts, progress: Progress, *, dry_run: bool,
+    hosts: Callable[[Home], list[Json]],
+) -> Prepared:  # fmt: skip
+    """The host stands on what it needs: make it one of the cluster's."""
+    entry = host_entry(session.target.host, found, cluster)
+    wish = make_wish(home, cluster, entry, found)
+    require(found, wish)
+    others = members(hosts(home)) if cluster.hosts and _is_new(entry, found) else []
+    require_may_join(machine_of(entry.name, found), others)
+    steps = plan(found, wish)
+    joined = cluster.hosts.get(entry.name) == entry.to_json() and not steps
+    todo = steps if joined else [*steps, join_step(wish)]
+    if dry_run:
+        return Prepared(entry, [step.text for step in todo], preview(session, todo, wish.files))
+    note_certificate(home, wish)
+    check = _health_check(home, entry)
+    try:
+        _apply(session, todo, progress, check, cluster.datastore, others)
+    except (FtkvmError, KeyboardInterrupt):
+        if not _is_member(entry.name, found, cluster):  # what an earlier run did that was cut off goes, too
+            _take_back_quietly(session, wish.journal)
+        raise
+    if not any(step.name == "services" for step in steps):
+        check()
+    session.run(f"rm -rf {clean_up(wish)}")
     current = home.load()
     home.save(replace(current, hosts={**current.hosts, entry.name: entry.to_json()}))
     if not joined:
@@ -105,11 +130,11 @@ def prepare(
     return Prepared(entry, [step.text for step in todo])
 
 
-def _is_member(entry: HostEntry, found: HostFacts, cluster: ClusterFile) -> bool:
+def _is_member(name: str, found: HostFacts, cluster: ClusterFile) -> bool:
     """Whether it is in the cluster, as far as anybody knows: then its preparation is not taken back behind its back."""
     config = configuration(found)
     active = found.units.get(UNITS[0], ("", ""))[1] == "active"
-    return active or entry.name in cluster.hosts or (config is not None and entry.name in config.hosts)
+    return active or name in cluster.hosts or (config is not None and name in config.hosts)
 
 
 def _take_back_quietly(session: Session, journal: str) -> None:

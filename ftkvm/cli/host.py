@@ -30,17 +30,23 @@ def host() -> None:
 @host.command()
 @click.argument("name")
 @click.option("--address", help="Where SSH reaches the host, if not at its name.")
+@click.option("--bridge-nic", default="", help="Make the VMs' bridge of this NIC, if the host has none yet.")
+@click.option("--datastore-nfs", default="", metavar="SERVER:/PATH", help="Mount the datastore from this NFS server.")
 @ssh_options
 @click.option("--dry-run", is_flag=True, help="Show each command and each file's difference, and change nothing.")
 @output_option
-def add(name: str, address: str | None, ssh: SshAccess, dry_run: bool, output: str) -> None:
+def add(
+    name: str, address: str | None, bridge_nic: str, datastore_nfs: str, ssh: SshAccess, dry_run: bool, output: str
+) -> None:
     """Prepare the Debian 13 host NAME over SSH and take it into the cluster. Run again, it changes nothing."""
+    from hostprep.ground import Ground
     from hostprep.prepare import prepare  # paramiko takes a while to import, and hosts do not have it
 
     require_name("NAME", name)
     reporter = Reporter(output)
     with reporter.progress(f"host {name}") as show:
-        done = prepare(Home(), ssh.target(name, address), show, dry_run=dry_run)
+        ground = Ground(bridge_nic, datastore_nfs)
+        done = prepare(Home(), ssh.target(name, address), show, dry_run=dry_run, ground=ground)
     document = {"host": name, **done.entry.to_json(), "dry_run": dry_run, "steps": done.steps}
     if dry_run:
         document["plan"] = [view.to_json() for view in done.views]

@@ -14,7 +14,7 @@ from ftkvm.home import ClusterFile, Home
 from hostprep import facts as facts_of
 from hostprep import plan as planning
 from hostprep.apply import apply
-from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts, parse
+from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts, Link, parse
 from hostprep.journal import TakenBack, note_packages, take_back
 from hostprep.package import Package
 from hostprep.plan import Step, Wish, plan, require
@@ -27,6 +27,9 @@ ANSWERS = {
     "packages": "nftables 1.1.3-1 installed\npython3-rich 13.9.4-1 installed\nbindfs 1.17 config-files\n",
     "addresses": '[{"ifname":"lo","addr_info":[{"family":"inet","local":"127.0.0.1","prefixlen":8}]},'
     '{"ifname":"mgmt0","addr_info":[{"family":"inet","local":"10.77.0.11","prefixlen":24}]},{"ifname":"vm0","addr_info":[]}]\n',
+    "links": '[{"ifname":"lo","addr_info":[{"family":"inet","local":"127.0.0.1","prefixlen":8,"scope":"host"}]},'
+    '{"ifname":"vm0","master":"br-vm","addr_info":[{"family":"inet6","local":"fe80::1","prefixlen":64,"scope":"link"}]}]\n',
+    "mounted": "storage:/srv/ftkvm\n",
     "bridges": "/sys/class/net/br-vm/bridge\n",
     "mount": "/srv/ftkvm\nstatus 0\n",
     "datastore": "1+0 records in\n1+0 records out\n4096 bytes (4.1 kB, 4.0 KiB) copied, 0.01 s, 0.4 MB/s\nstatus 0\n",
@@ -68,6 +71,8 @@ def test_facts_are_understood() -> None:
     assert dict(found.packages) == {"nftables": "1.1.3-1", "python3-rich": "13.9.4-1"}
     assert found.addresses == ("10.77.0.11/24",)
     assert found.bridges == ("br-vm",)
+    assert found.links == {"lo": Link(addresses=("127.0.0.1/8",)), "vm0": Link("br-vm")}
+    assert found.mounted == "storage:/srv/ftkvm"
     assert (found.mount_point, found.datastore_status) == ("/srv/ftkvm", "ok")
     assert (found.qemu, found.libvirt) == ((11, 1, 3), (11, 3, 0))
     assert found.digests == {"/etc/ftkvm/agent.toml": "a" * 64}
@@ -156,7 +161,7 @@ class Local:
 def _steps(root: Path, count: int = 4) -> list[Step]:
     journal = f"{root}-journal"
     files = [
-        planning._file(str(root / f"d{number}" / "file"), f"new {number}".encode(), 0o640, journal)
+        planning.file_step(str(root / f"d{number}" / "file"), f"new {number}".encode(), 0o640, journal)
         for number in range(count)
     ]
     return [planning.journal_step(journal), *files]
@@ -335,7 +340,9 @@ def test_a_dry_run_shows_commands_and_differences_and_changes_nothing(tmp_path: 
     there.write_text("same\nold\n")
     files = {str(there): (b"same\nnew\n", 0o644), str(fresh): (b"[Unit]\n", 0o644)}
     before = _content(tmp_path)
-    views = preview(Local(), [planning._file(path, *files[path], str(tmp_path / "journal")) for path in files], files)
+    views = preview(
+        Local(), [planning.file_step(path, *files[path], str(tmp_path / "journal")) for path in files], files
+    )
     assert _content(tmp_path) == before
     assert views[0].difference[2:] == ["@@ -1,2 +1,2 @@", " same", "-old", "+new"]
     assert views[1].difference == ["--- /dev/null", f"+++ {fresh}", "@@ -0,0 +1 @@", "+[Unit]"]
@@ -349,7 +356,9 @@ def test_a_dry_run_shows_no_secret(tmp_path: Path) -> None:
     shown = json.dumps(
         [
             view.to_json()
-            for view in preview(Local(), [planning._file(str(key), *files[str(key)], str(tmp_path / "journal"))], files)
+            for view in preview(
+                Local(), [planning.file_step(str(key), *files[str(key)], str(tmp_path / "journal"))], files
+            )
         ]
     )
     assert "old key" not in shown
