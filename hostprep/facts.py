@@ -25,10 +25,11 @@ MARK = "==ftkvm=="
 
 @dataclass(frozen=True)
 class Link:
-    """A network interface: the bridge or bond it belongs to, and its addresses but those of the link itself."""
+    """A network interface: the bridge or bond it belongs to, its addresses but those of the link itself, its MAC."""
 
     master: str = ""
     addresses: tuple[str, ...] = ()
+    mac: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,8 @@ def parse_links(text: str) -> dict[str, Link]:
     for interface in json.loads(text or "[]"):
         infos = [entry for entry in interface.get("addr_info", []) if entry.get("scope") != "link"]
         addresses = tuple(f"{entry['local']}/{entry['prefixlen']}" for entry in infos)
-        found[str(interface.get("ifname"))] = Link(str(interface.get("master", "")), addresses)
+        mac = str(interface.get("address", ""))
+        found[str(interface.get("ifname"))] = Link(str(interface.get("master", "")), addresses, mac)
     return found
 
 

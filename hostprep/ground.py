@@ -25,19 +25,20 @@ kernel's caches *there is no winner yet* can be as old as a minute (docs/safety.
 """
 _SYSTEMD = "/etc/systemd/system"
 _NIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _EXPORT = re.compile(r"[A-Za-z0-9_.:\[\]-]+:/[A-Za-z0-9_./-]*")
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What the operator asked for. ``nic``: the only port of the VMs' bridge; ``export``: ``SERVER:/PATH``."""
+    """What the operator asked for. ``nic``: name or MAC of the bridge's only port; ``export``: ``SERVER:/PATH``."""
 
     nic: str = ""
     export: str = ""
 
     def __post_init__(self) -> None:
-        if self.nic and not _NIC.fullmatch(self.nic):
-            raise FtkvmError("FTKVM-605", option="--bridge-nic", detail=f"{self.nic!r} is no name of a NIC")
+        if self.nic and not (_NIC.fullmatch(self.nic) or _MAC.fullmatch(self.nic)):
+            raise FtkvmError("FTKVM-605", option="--bridge-nic", detail=f"{self.nic!r} is no name or MAC of a NIC")
         if self.export and not _EXPORT.fullmatch(self.export):
             detail = f"{self.export!r} is no export: it is written SERVER:/PATH"
             raise FtkvmError("FTKVM-605", option="--datastore-nfs", detail=detail)
@@ -63,6 +64,8 @@ def files_of(steps: Iterable[Step]) -> dict[str, tuple[bytes, int]]:
 def _bridge(facts: HostFacts, nic: str, host: str, bridge: str, journal: str) -> Iterator[Step]:
     if not nic:
         return
+    own = (name for name, link in facts.links.items() if link.mac == nic and name != bridge)  # it takes its port's MAC
+    nic = next(own, nic)
     link = facts.links.get(nic)
     if link is None:
         raise FtkvmError("FTKVM-390", host=host, nic=nic, known=", ".join(sorted(facts.links)))

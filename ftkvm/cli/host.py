@@ -30,7 +30,9 @@ def host() -> None:
 @host.command()
 @click.argument("name")
 @click.option("--address", help="Where SSH reaches the host, if not at its name.")
-@click.option("--bridge-nic", default="", help="Make the VMs' bridge of this NIC, if the host has none yet.")
+@click.option(
+    "--bridge-nic", default="", help="Make the VMs' bridge of this NIC (name or MAC), if the host has none yet."
+)
 @click.option("--datastore-nfs", default="", metavar="SERVER:/PATH", help="Mount the datastore from this NFS server.")
 @ssh_options
 @click.option("--dry-run", is_flag=True, help="Show each command and each file's difference, and change nothing.")

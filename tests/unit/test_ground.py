@@ -16,7 +16,7 @@ from hostprep.plan import Step
 BARE = HostFacts(
     system="Debian GNU/Linux 13 (trixie)", system_id="debian 13", packages={}, addresses=("10.0.0.1/24",), bridges=(),
     mount_point="/", datastore_status="missing", qemu=(), libvirt=(), devices=("/dev/net/tun",), digests={},
-    links={"eth0": Link(addresses=("10.0.0.1/24",)), "eth3": Link(), "eth4": Link("bond0")},
+    links={"eth0": Link(addresses=("10.0.0.1/24",)), "eth3": Link(mac="52:54:00:0a:00:03"), "eth4": Link("bond0")},
 )  # fmt: skip
 ASKED = Ground("eth3", "storage:/srv/ftkvm")
 
@@ -36,6 +36,14 @@ def test_a_bare_host_gets_all_of_it_and_the_journal_comes_first() -> None:
         "journal", "file /etc/systemd/system/ftkvm-bridge-br-vm.service", "unit ftkvm-bridge-br-vm.service",
         "packages nfs-common", "file /etc/systemd/system/srv-ftkvm.mount", "unit srv-ftkvm.mount",
     ]  # fmt: skip
+
+
+def test_a_nic_is_also_known_by_its_mac() -> None:
+    by_mac = replace(ASKED, nic="52:54:00:0a:00:03")
+    assert steps(BARE, by_mac) == steps(BARE)
+    mac = {"mac": "52:54:00:0a:00:03"}
+    made = replace(BARE, bridges=("br-vm",), links={"br-vm": Link(**mac), "eth3": Link("br-vm", **mac)})
+    assert [step.name for step in steps(made, replace(by_mac, export=""))] == []
 
 
 def test_what_is_there_is_left_alone() -> None:
