@@ -3,17 +3,22 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 PACKAGES := python3 python3-venv debootstrap systemd-container bindfs fuse3 nftables tcpdump iproute2 iputils-ping \
             qemu-utils gcc libc6-dev xz-utils git openssh-client util-linux ca-certificates
-
-.PHONY: setup packages demo test check long soak bench format clean
-
-setup: packages $(VENV)/ready ## what this machine lacks, and the Python environment
-
-packages:
-	@missing=""; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+TOOLS := vagrant vagrant-libvirt ruby
+INSTALL = @missing=""; for p in $(1); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
 	  [ "$$(id -u)" = 0 ] || { echo "run 'make setup' as root, or install:$$missing"; exit 1; }; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
+
+.PHONY: setup packages tools demo test check long soak bench format clean
+
+setup: packages $(VENV)/ready ## what this machine lacks, and the Python environment
+
+packages:
+	$(call INSTALL,$(PACKAGES))
+
+tools: ## what only the tests need: Vagrant reads our Vagrantfile
+	$(call INSTALL,$(TOOLS))
 
 $(VENV)/ready: pyproject.toml
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
@@ -39,7 +44,7 @@ OTHERS := $(PYTHON) -m pytest -q -m lab $(PROMISES:%=--ignore=%) --ignore=tests/
 LONG := tests/lab/test_plans_disturbed.py tests/lab/test_shapes.py tests/lab/test_write_back.py tests/lab/test_power.py \
         tests/lab/test_disks.py tests/lab/test_maintenance.py tests/lab/test_refusals.py tests/lab/test_host_preparation.py tests/lab/test_early_enable.py
 
-test: setup check ## all of check, then the lab's tests on real hosts
+test: setup tools check ## all of check, then the lab's tests on real hosts
 	$(PYTHON) -m pytest -q -m lab $(PROMISES)
 	$(OTHERS) || $(OTHERS) --last-failed --last-failed-no-failures none
 

@@ -3,7 +3,9 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from .seat import FTKVM, Seat, seated
 pytestmark = pytest.mark.lab
 
 FULL = os.environ.get("FTKVM_FULL")
+TREE = Path(__file__).parents[2]
 PLACES = "/etc /opt /usr/local /var/lib/ftkvm /root"
 
 
@@ -97,7 +100,7 @@ def test_a_host_of_the_cluster_is_not_taken_back(seat: Seat) -> None:
 
 
 def test_the_bridge_is_made_of_a_nic_and_goes_again(seat: Seat) -> None:
-    """A NIC with the host's own address is refused. What comes after it fails (no network, no packages): it goes again."""
+    """A NIC with the host's own address is refused. What comes after it fails (no packages): it goes again."""
     host = seat.hosts[1]
     bridge = "br-vm"
     host.run(["ip", "link", "delete", bridge])  # what the lab's image makes of its NIC vm0
@@ -115,3 +118,33 @@ def test_the_bridge_is_made_of_a_nic_and_goes_again(seat: Seat) -> None:
     seat.ok("host", "remove", host.name, "--address", seat.address(host))
     assert configuration(host) == before
     assert not host.succeeds(["test", "-e", f"/sys/class/net/{bridge}"])
+
+
+def test_a_cluster_is_made_as_vagrant_makes_it(seat: Seat) -> None:
+    """vagrant/cluster, on a host that has sshd and our key; run again it changes nothing (issue 5: the same code)."""
+    host = seat.hosts[1]
+    before = configuration(host)
+    home = seat.home / "vagrant"
+    home.mkdir()
+    (home / "key").write_bytes((seat.home / ".ssh/id_ed25519").read_bytes())
+    (home / "key").chmod(0o600)
+    (home / "known_hosts").write_text(seat.known_hosts.read_text())
+    datastore = seat.datastore / "vagrant"
+    datastore.mkdir()
+    management = seat.address(host)
+    environment = dict(
+        seat.environment, FTKVM_HOME=str(home), FTKVM_NETWORKS=management.rpartition(".")[0].rpartition(".")[0],
+        FTKVM=str(Path(sys.executable).with_name("ftkvm")), FTKVM_DATASTORE=f"{seat.inside}/vagrant",
+    )  # fmt: skip
+    command = ["ip", "netns", "exec", names.CLIENT_NS, str(TREE / "vagrant/cluster"), f"{host.name}={management}=vm0"]
+    host.run(["sh", "-c", "ip link delete br-vm 2>/dev/null; true"])
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert host.name in done.stdout.splitlines()[-1]
+    assert "nothing had to be changed" in done.stdout
+    assert host.succeeds(["test", "-e", "/sys/class/net/br-vm/brif/vm0"])
+    remove = [*FTKVM, "host", "remove", host.name, "--address", management, "--ssh-key", str(home / "key")]
+    known = ["--known-hosts", str(home / "known_hosts")]
+    subprocess.run(["ip", "netns", "exec", names.CLIENT_NS, *remove, *known], check=True, timeout=120, env=environment)
+    assert configuration(host) == before
