@@ -121,9 +121,8 @@ def test_the_bridge_is_made_of_a_nic_and_goes_again(seat: Seat) -> None:
 
 
 def test_a_cluster_is_made_as_vagrant_makes_it(seat: Seat) -> None:
-    """vagrant/cluster, on a host that has sshd and our key; run again it changes nothing (issue 5: the same code)."""
+    """vagrant/cluster, on a host that has sshd and our key; run again it changes nothing. The last test: it stays."""
     host = seat.hosts[1]
-    before = configuration(host)
     home = seat.home / "vagrant"
     home.mkdir()
     (home / "key").write_bytes((seat.home / ".ssh/id_ed25519").read_bytes())
@@ -144,7 +143,3 @@ def test_a_cluster_is_made_as_vagrant_makes_it(seat: Seat) -> None:
         assert host.name in done.stdout.splitlines()[-1]
     assert "nothing had to be changed" in done.stdout
     assert host.succeeds(["test", "-e", "/sys/class/net/br-vm/brif/vm0"])
-    remove = [*FTKVM, "host", "remove", host.name, "--address", management, "--ssh-key", str(home / "key")]
-    known = ["--known-hosts", str(home / "known_hosts")]
-    subprocess.run(["ip", "netns", "exec", names.CLIENT_NS, *remove, *known], check=True, timeout=120, env=environment)
-    assert configuration(host) == before
