@@ -157,6 +157,10 @@ def test_it_is_the_coordinator_to_whom_it_happens(path: Path) -> None:
     [
         (100790, "a coordinator that had just given its lease up, and was fit again, acted on it"),
         (205963, "one that coordinates again, two terms later, was to wait for its first term's start on a dead host"),
+        (
+            405282,
+            "one that coordinates again with the lease it had, after its datastore was lost, was to wait likewise",
+        ),
     ],
 )
 def test_seeds_that_once_failed(seed: int, what: str) -> None:

@@ -47,7 +47,8 @@ class Agent:
         self.ended: list[m.Ended] = []
         self.busy: dict[str, str] = {}  # VM → what is done with it here
         self.under_way: set[str] = set()
-        self.starting: dict[str, tuple[m.StartVm, int]] = {}  # VM → the start it asked for in which term, not ended
+        self.stint = 0  # how often it has begun to coordinate
+        self.starting: dict[str, tuple[m.StartVm, int]] = {}  # VM → the start it asked for in which stint, not ended
         self.watchdog_ms = 0
         self.status: m.Status | None = None
         self._woken = False

@@ -160,12 +160,14 @@ class World:
     # ------------------------------------------------------------------------------------------- the checker
 
     def tell(self, agent: Agent, event: m.Event) -> None:
+        agent.stint += event.kind == "coordinator"
         self.log.append((self.clock.now, agent.host.name, event))
 
     def acts(self, agent: Agent, action: m.Action) -> None:
         """At most one coordinator acts: who starts or fences holds the newest lease at that moment. And it starts a VM
-        anew only when it has heard what became of its start before in this term: a coordinator of a later term, be it
-        on the same host, begins with what the datastore says (seed 205963).
+        anew only when it has heard what became of its start before, since it began to coordinate. Whoever begins, be it
+        the same host (seed 205963), even with the same lease after it could not act for a while (seed 405282), begins
+        with what the datastore says.
 
         :raises Violation: it does not
         """
@@ -175,12 +177,12 @@ class World:
         if lease is None or (lease.host, lease.boot_id) != (host.name, host.boot_id):
             raise Violation(f"{host.name} acts ({action}), the lease is {lease}")
         if isinstance(action, m.StartVm):
-            _before, term = agent.starting.get(action.uuid, (None, 0))
-            if term == lease.term:
+            _before, stint = agent.starting.get(action.uuid, (None, 0))
+            if stint == agent.stint:
                 raise Violation(
                     f"{host.name} asks for two starts of {action.uuid} at once, the second on {action.host}"
                 )
-            agent.starting[action.uuid] = action, lease.term
+            agent.starting[action.uuid] = action, agent.stint
             self.started.append((self.clock.now, host.name, action.uuid, action.host))
 
     def check(self, uuid: str) -> None:
