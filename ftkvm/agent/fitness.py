@@ -60,21 +60,26 @@ def booted_in_s(worker: "PairWorker") -> float:
     pid = worker.vm.pid()
     born = None if pid is None or came_running(pid) else life(worker.name)
     started_age_ms = None if born is None else int(time.monotonic() * 1000) - born.born_ms
-    left_s = boot_left_s(worker.reset_age_ms(), started_age_ms, starved_ms(pid or 0))
+    starved = starved_ms(pid or 0)
+    left_s = boot_left_s(worker.reset_age_ms(), started_age_ms, starved, max(0, starved - worker.starved_at_reset_ms))
     if left_s == 0 or ET.fromstring(worker.vm.domains.xml(worker.uuid)).get("type") == "kvm":
         return 0.0
     return left_s
 
 
-def boot_left_s(reset_age_ms: int | None, started_age_ms: int | None, starved_ms: int = 0) -> float:
+def boot_left_s(
+    reset_age_ms: int | None, started_age_ms: int | None, starved_ms: int = 0, starved_since_reset_ms: int = 0
+) -> float:
     """What is left of BOOTS_S since the later of a guest's start and its reset; None: not known, or long ago.
 
     :param starved_ms: how long, since its start, its busiest thread was ready and had no processor
     """
-    lefts = [BOOTS_S - reset_age_ms / 1000] if reset_age_ms is not None else []
-    if started_age_ms is not None:
-        own_s = (started_age_ms - starved_ms) / 1000
-        lefts.append(min(BOOTS_S - own_s, STARVED_MOST_S - started_age_ms / 1000))
+    since = ((reset_age_ms, starved_since_reset_ms), (started_age_ms, starved_ms))
+    lefts = [
+        min(BOOTS_S - (age_ms - starved) / 1000, STARVED_MOST_S - age_ms / 1000)
+        for age_ms, starved in since
+        if age_ms is not None
+    ]
     return max(0.0, *lefts, 0.0)
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..adapters import images
+from ..adapters.guest_figures import starved_ms
 from ..catalogue import FtkvmError
 from ..core import pair as core
 from ..core.chain import Side, parse_overlay
@@ -90,6 +91,8 @@ class PairWorker:
         self._own_disk_error = False
         self._guest_shut_down = False
         self._reset_at: float | None = None
+        self.starved_at_reset_ms = 0
+        """How long its QEMU had waited for a processor when the guest was last reset."""
         self._silence: tuple[int, SecondarySilence] | None = None  # with the epoch it is about
         self._given_up_mute: list[float] = []  # when a secondary was given up because its guest was mute
         self.write_back = WriteBackTrouble(name)
@@ -200,7 +203,7 @@ class PairWorker:
 
     def _after_reset(self) -> None:
         """A secondary looks whether it is still a copy; see :mod:`ftkvm.agent.fitness`."""
-        self._reset_at = time.monotonic()
+        self._reset_at, self.starved_at_reset_ms = time.monotonic(), starved_ms(self.vm.pid() or 0)
         spec = self.spec
         if spec is None or spec.role != "secondary" or spec.peer is None:
             return
@@ -490,7 +493,7 @@ class PairWorker:
         self.write_back.mended()
         self._replication_error = self._own_disk_error = False
         self._evidence = None
-        self._reset_at = time.monotonic()
+        self._reset_at, self.starved_at_reset_ms = time.monotonic(), 0
         if self.spec is not None:
             self.keeper.drop_pair(self.uuid)
             self.spec = None
