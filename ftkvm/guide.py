@@ -102,7 +102,7 @@ ROWS: tuple[Row, ...] = (
     _r(T31, 7, "NIC passthrough", "130 122", "`enable`", _CASE + "[pci-sriov-vf-nic]", _CASE + "[pci-passthrough]"),
     _r(T31, 8, "NICs of a kind that cannot be mirrored", "120 130", "`enable` with vhost-net", _CASE + "[nic-vhost-default]", _CASE + "[nic-vhost-user]"),
     _no(T31, 9, "thin disks, thick ones without clustering features", "Images of any allocation can be a pair's base."),
-    _no(T31, 10, "hot-plugging devices", "ftkvm has no command that plugs devices. `virsh attach-device` goes past it and is not stopped: turn FT off first."),
+    _r(T31, 10, "hot-plugging devices", "151", "`virsh attach-disk` on the secondary's host: the pair is made anew and `status` tells it; on the primary's QEMU refuses it", _REFUSED + "test_a_device_on_the_secondary_is_found_and_the_pair_made_anew"),
     _no(T31, 11, "extended page tables", "Checkpoints do not depend on how the processor maps memory."),
     _r(T31, 12, "VMXNET3 driver", "120", "`enable` with several queues, its counterpart here", _CASE + "[nic-multiqueue]"),
     _r(T31, 13, "paravirtual SCSI adapter", "125", "`enable` with a disk on virtio-scsi", _CASE + "[disk-scsi]"),

@@ -6,6 +6,7 @@ from ftkvm.core import ft_settings
 
 
 def test_defaults_are_filled_in() -> None:
+    assert ft_settings.effective({})["ft.secondary_start_seconds"] == 300
     assert ft_settings.effective({})["ft.uncompared_frames"] == "hold"
     assert ft_settings.effective({"ft.checkpoint_min_ms": 50})["ft.checkpoint_min_ms"] == 50
 

@@ -60,6 +60,7 @@ observations = st.builds(
     hold_alive=st.booleans(),
     secondary_silence=st.none()
     | st.builds(SecondarySilence, st.integers(0, 20_000), st.integers(0, 40), st.integers(0, 40)),
+    changed_outside=st.booleans(),
     patience_ms=st.sampled_from([0, 60_000]),
     peer=st.builds(PeerEvidence, st.sampled_from(Verdict), maybe_ms, st.none() | saids),
     datastore=st.sampled_from(DatastoreState),
@@ -207,6 +208,29 @@ RULES: list[tuple[str, Observation, str]] = [
         "Nothing healthy",
     ),
     ("not its business", replace(SECONDARY, secondary_silence=SecondarySilence(99_999, 90, 90)), "Nothing healthy"),
+    ("a copy was changed with virsh", replace(PRIMARY, changed_outside=True), "Arbitrate changed-outside"),
+    ("the primary's business", replace(SECONDARY, changed_outside=True), "Nothing healthy"),
+    (
+        "a changed copy leaves it to the primary",
+        replace(SECONDARY, changed_outside=True, colo_exit_age_ms=500, peer=PeerEvidence(Verdict.ALIVE, 10)),
+        "Nothing healthy",
+    ),
+    (
+        "but not to one that is lost",
+        replace(SECONDARY, changed_outside=True, colo_exit_age_ms=500, peer=PeerEvidence(Verdict.SILENT, 800)),
+        "Arbitrate colo-exit",
+    ),
+    (
+        "nor to one that hangs",
+        replace(
+            SECONDARY,
+            changed_outside=True,
+            colo_exit_age_ms=500,
+            checkpoint_age_ms=9000,
+            peer=PeerEvidence(Verdict.ALIVE, 10),
+        ),
+        "Arbitrate checkpoint-stalled",
+    ),
     ("hold proxy died", replace(PRIMARY, hold_alive=False), "Arbitrate hold-lost"),
     ("peer's datastore", _said(SECONDARY, datastore=DatastoreState.HUNG), "Arbitrate peer-datastore-lost"),
     (

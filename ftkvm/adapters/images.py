@@ -111,6 +111,11 @@ def _backing_of(file: Path) -> str | None:
     return str(file.parent / name)
 
 
+def is_there(path: str) -> bool:
+    """Whether there is such a file, and something in it."""
+    return Path(path).exists() and Path(path).stat().st_size > 0
+
+
 def is_overlay(path: str) -> bool:
     """Whether ``path`` is there and is a qcow2 image of ours: of a scratch disk, or one that names its backing file.
 

@@ -93,6 +93,7 @@ class Libvirt:
         self._lock = threading.Lock()
         self._connection: Any = None
         self._callbacks: list[LifecycleCallback] = []
+        self._device_callbacks: list[Callable[[str, str], None]] = []
         self._broken = threading.Event()
         self._stopping = threading.Event()
 
@@ -112,6 +113,10 @@ class Libvirt:
     def on_lifecycle(self, callback: LifecycleCallback) -> None:
         """Call back on every lifecycle event, from libvirt's event thread: hand over and return at once."""
         self._callbacks.append(callback)
+
+    def on_device(self, callback: Callable[[str, str], None]) -> None:
+        """Call back with a domain's UUID and ``+ALIAS`` or ``-ALIAS`` for each device added or removed; as above."""
+        self._device_callbacks.append(callback)
 
     # what is there
 
@@ -294,6 +299,9 @@ class Libvirt:
                 connection.domainEventRegisterAny(None, event, self._lifecycle, None)
                 reset = libvirt.VIR_DOMAIN_EVENT_ID_REBOOT
                 connection.domainEventRegisterAny(None, reset, self._reset, None)
+                for kind, sign in (("ADDED", "+"), ("REMOVED", "-")):
+                    event = getattr(libvirt, f"VIR_DOMAIN_EVENT_ID_DEVICE_{kind}")
+                    connection.domainEventRegisterAny(None, event, self._device, sign)
                 self._connection = connection
             return self._connection
 
@@ -314,6 +322,10 @@ class Libvirt:
 
     def _reset(self, _connection: Any, domain: Any, _opaque: object) -> None:
         self._tell(str(domain.UUIDString()), "reset", 0)
+
+    def _device(self, _connection: Any, domain: Any, alias: str, sign: str) -> None:
+        for callback in list(self._device_callbacks):
+            callback(str(domain.UUIDString()), f"{sign}{alias}")
 
     def _tell(self, uuid: str, word: str, detail: int) -> None:
         for callback in list(self._callbacks):

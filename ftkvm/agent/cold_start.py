@@ -153,7 +153,13 @@ class ColdStart:
         files = disk_files(self.definition)
         if papers.copied:
             return {target: self._plan_copied(target, papers) for target in files}
-        return {target: plan_disk(target, base, papers, images.is_overlay) for target, base in files.items()}
+        recorded = set(papers.last.values())
+
+        def usable(path: str) -> bool:
+            """A recorded image was whole: if it has no backing file, it was pulled since (virsh blockpull)."""
+            return images.is_there(path) if path in recorded else images.is_overlay(path)
+
+        return {target: plan_disk(target, base, papers, usable) for target, base in files.items()}
 
     def _plan_copied(self, target: str, papers: Papers) -> DiskPlan:
         plan = plan_copied(target, papers, lambda path: Path(path).exists())

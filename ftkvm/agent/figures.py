@@ -62,6 +62,7 @@ class FailoverFigures:
     reason: str
     last_checkpoint: float
     detection_ms: int | None = None
+    detail: str | None = None
     detected_at: float = field(default_factory=time.monotonic)
     detected_wall: float = field(default_factory=time.time)
     arbitrated_ms: float | None = None
@@ -92,6 +93,7 @@ class FailoverFigures:
             "uuid": uuid,
             "epoch": self.epoch,
             "reason": self.reason,
+            "detail": self.detail,
             "host": host,
             "side": self.side,
             "at": self.detected_wall,

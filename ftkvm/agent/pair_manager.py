@@ -6,13 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..adapters import images
 from ..adapters.domains import Domains
-from ..adapters.qmp import MonitorError
+from ..adapters.qmp import MonitorError, MonitorGone, MonitorTimeout
 from ..catalogue import FtkvmError
 from ..core.chain import EpochImages, garbage, parse_overlay
 from ..core.facts import FtSettings
@@ -28,7 +27,8 @@ from . import fitness, steps
 from .cold_start import ColdStart
 from .context import AgentContext
 from .figures import DEFAULT_INTERVAL_MS
-from .own_images import remove_lost, room
+from .outside import Found, look, tell_primary, warnings
+from .own_images import remove_lost
 from .pair_life import PairLife
 from .pair_secondary import prepare
 from .pair_worker import PairWorker
@@ -70,6 +70,7 @@ class PairManager:
     def start(self) -> None:
         """Find what is there, take care of it; never waits for the datastore here."""
         self._subscription = self.keeper.subscribe(self._on_evidence)
+        self.ctx.libvirt.on_device(self._on_device)
         threading.Thread(target=self._scan_forever, name="pairs-scan", daemon=True).start()
 
     def stop(self) -> None:
@@ -105,6 +106,7 @@ class PairManager:
         for worker in list(self.workers.values()):
             self._inherit(worker)
             self._finish_later(worker)
+            self._look_outside(worker)
         for spec in self._specs():
             if spec.uuid not in self.workers:
                 self._adopt(spec.uuid, spec.vm)
@@ -152,6 +154,34 @@ class PairManager:
             and journal.epoch <= pair.epoch
         ):
             self.ctx.workers.submit(lambda: inherit(self.ctx, worker, journal), f"journal of {worker.name}")
+
+    def _look_outside(self, worker: PairWorker) -> None:
+        """Whether somebody changed this host's copy past ftkvm; the secondary's host tells the primary's."""
+        try:
+            found = look(worker)
+        except (FtkvmError, MonitorError, MonitorGone, MonitorTimeout, OSError) as error:
+            log.info("%s: not looked at: %s", worker.name, error)
+            return
+        if found is None:
+            return
+        known = worker.outside.own
+        if known is None or (known.epoch, known.texts) != (found.epoch, found.texts):
+            for text in found.texts:
+                log.warning("%s", text)
+        worker.outside.own = found
+        tell_primary(worker, found)
+
+    def _on_device(self, vm_uuid: str, change: str) -> None:
+        worker = self.workers.get(vm_uuid)
+        if worker is not None:
+            worker.poke("device", change)
+
+    def changed_on_secondary(self, vm_uuid: str, document: dict[str, Any]) -> dict[str, Any]:
+        """What the secondary's host has found of its copy."""
+        worker = self.workers.get(vm_uuid)
+        if worker is not None:
+            worker.outside.peers = Found.from_json(document)
+        return {}
 
     def _finish_later(self, worker: PairWorker) -> None:
         """An operation of this host that ended without its undo: QEMU, libvirt or the datastore did not answer then."""
@@ -221,9 +251,8 @@ class PairManager:
         document = self._read(store.vm) or {}
         if document.get("ft", {}).get("enabled"):
             raise FtkvmError("FTKVM-401", vm=name)
+        self._await_booted(worker, progress)
         target = choose_host(self.ctx, worker.vm, secondary)
-        if self._await_booted(worker, progress):
-            target = choose_host(self.ctx, worker.vm, secondary)  # what was seen before is old
         try:
             self.protect(worker, target, progress, enabling=True)
         except FtkvmError:
@@ -231,8 +260,8 @@ class PairManager:
         finally:
             worker.poller.refresh(0.5)
 
-    def _await_booted(self, worker: PairWorker, progress: Progress) -> bool:
-        """Wait until an emulated guest has booted, hearing QEMU's own word for its resets; False: nothing to wait for.
+    def _await_booted(self, worker: PairWorker, progress: Progress) -> None:
+        """Wait until an emulated guest has booted; QEMU's own word for its resets is heard meanwhile.
 
         :raises FtkvmError: FTKVM-102 it was switched off meanwhile, FTKVM-155 it is reset again and again
         """
@@ -250,7 +279,6 @@ class PairManager:
             return left
 
         fitness.await_booted(worker.name, left_s, lambda text: progress(0, len(steps.PROTECT), text))
-        return heard
 
     def protect(self, worker: PairWorker, secondary: str, progress: Progress, *, enabling: bool = False) -> PairDoc:
         """Run the plan once; what fails before the commit point is undone, after it arbitration takes over."""
@@ -298,6 +326,7 @@ class PairManager:
             uncompared_frames=str(settings["ft.uncompared_frames"]),
             compare_timeout_ms=int(settings["ft.compare_timeout_ms"]),
             max_switchover_s=float(settings["ft.max_switchover_seconds"]),
+            start_timeout_s=float(settings["ft.secondary_start_seconds"]),
             copied=settings["ft.disks"] == "copy",
             progress=told,
             cancelled=worker.cancel_operation.is_set,
@@ -521,11 +550,6 @@ class PairManager:
         """What placement wants to know of this host."""
         return own_facts(self.ctx, len(self.workers))
 
-    def room_for_peer(self, directories: Sequence[str], stale: Sequence[str]) -> dict[str, Any]:
-        """What is free here for whole copies; see :func:`ftkvm.agent.own_images.room`."""
-        found = self._run(lambda: room(directories, stale), "room of directories")
-        return {"room": {name: each and asdict(each) for name, each in found.items()}}
-
     def copy_for_peer(self, uuid: str) -> dict[str, Any]:
         """What this host's copy of a VM is now."""
         worker = self.workers.get(uuid)
@@ -619,7 +643,11 @@ class PairManager:
             "epoch": pair.epoch if pair else 0,
             "operation": worker.operation_name,
             "step": worker.operation_step,
-            "warnings": [*_warnings(records.ft_settings), *_mute(observation, worker.settings)],
+            "warnings": [
+                *_warnings(records.ft_settings),
+                *_mute(observation, worker.settings),
+                *warnings(worker.outside, pair.epoch if pair else 0, records.last_failover),
+            ],
             **figures,
             "lockstep": str(shade) if shade else None,
             "checkpoint_interval_ms": worker.pacer.interval_ms,

@@ -13,6 +13,7 @@ from ..core.chain import parse_overlay
 from ..core.pair import QemuState
 from ..core.reasons import Reason
 from ..engine import secondary
+from ..engine.machine import machine_of
 from ..engine.primary import NicPorts
 from ..engine.secondary import Overlays
 from ..engine.shape import Shape, secondary_xml
@@ -25,15 +26,19 @@ from .pair_worker import PairWorker
 log = logging.getLogger(__name__)
 
 PORT_RANGE = range(7500, 8500)
-ACCEPT_TIMEOUT_S = 150.0
+START_TIMEOUT_S = 300.0
+"""Where the asker is of a version that does not say when it gives up."""
+ACCEPT_GRACE_S = 30.0
+"""The primary gives up first, and says so."""
 REFUSED_BY_LIBVIRT = ("FTKVM-106", "FTKVM-107")
 
 
 def prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any]) -> dict[str, Any]:
     """Start the secondary of an epoch and answer where it listens.
 
-    :param request: ``vm``, ``epoch``, ``primary`` (host), ``xml`` (migratable), ``disks`` (target → image); of images
-        that are this host's own: ``sizes`` (target → bytes), ``stale`` (older ones, to go), ``wait_s`` (for the copy)
+    :param request: ``vm``, ``epoch``, ``primary`` (host), ``xml`` (migratable), ``disks`` (target → image), ``wait_s``
+        (when the primary gives up); of images that are this host's own: ``sizes`` (target → bytes), ``stale`` (older
+        ones, to go)
     :raises FtkvmError: FTKVM-520 when a copy of this VM is on this host already (anti-affinity), FTKVM-521 on failure;
         nothing is left behind then; FTKVM-622 this host's heartbeat is not written
     """
@@ -91,13 +96,14 @@ def _prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any], spe
     nics = {nic.alias: NicPorts(ports[1 + 2 * index], ports[2 + 2 * index]) for index, nic in enumerate(shape.nics)}
     secondary.prepare(monitor, shape, overlays, ctx.config.ft, ports[0], nics)
     listener = socket.create_server((ctx.config.ft, 0), backlog=1)
-    listener.settimeout(ACCEPT_TIMEOUT_S + float(request.get("wait_s", 0.0)))
+    listener.settimeout(float(request.get("wait_s", START_TIMEOUT_S)) + ACCEPT_GRACE_S)
     threading.Thread(target=_accept, args=(worker, listener, request["primary"]), name="incoming", daemon=True).start()
     return {
         "address": ctx.config.ft,
         "boot_id": ctx.boot_id,
         "migration_port": listener.getsockname()[1],
         "nbd_port": ports[0],
+        "machine": machine_of(worker.vm.domains.xml(worker.uuid)),
         "nics": {alias: vars(pair) for alias, pair in nics.items()},
     }
 

@@ -34,6 +34,7 @@ from . import fitness, holds
 from .context import AgentContext
 from .figures import CheckpointFigures, FailoverFigures
 from .local_vm import LocalVm
+from .outside import Found, Outside, tell_primary
 from .pacer import Pacer
 from .poller import RecordPoller
 from .records import PairDoc, PairStore
@@ -95,6 +96,7 @@ class PairWorker:
         """How long its QEMU had waited for a processor when the guest was last reset."""
         self._silence: tuple[int, SecondarySilence] | None = None  # with the epoch it is about
         self._given_up_mute: list[float] = []  # when a secondary was given up because its guest was mute
+        self.outside = Outside()
         self.write_back = WriteBackTrouble(name)
         self._arbitration: Any = None
         self._arbitrated: tuple[int, Winner] | None = None
@@ -170,6 +172,8 @@ class PairWorker:
                 self._note_event(what)
             elif why == "evidence":
                 self._note_evidence(*what)
+            elif why == "device":
+                self._note_device(str(what))
             elif why == "caught-up":
                 what.set()
             elif why == "worthless":
@@ -193,6 +197,16 @@ class PairWorker:
             self._publish(qemu="loaded")
         if name not in ("STOP", "RESUME", "VSERPORT_CHANGE"):  # with each checkpoint
             log.info("%s: %s %s", self.name, name, data)
+
+    def _note_device(self, change: str) -> None:
+        """Somebody plugged or unplugged a device of this copy: the next checkpoint may fail of it."""
+        spec = self.spec
+        if spec is None or spec.role == "solo" or self._operating():
+            return
+        error = FtkvmError("FTKVM-151", vm=self.name, host=self.ctx.host, difference=change)
+        log.warning("%s", error)
+        self.outside.own = Found(spec.epoch, (error,))
+        tell_primary(self, self.outside.own)
 
     def _note_lost_write(self, node: str) -> None:
         """The quorum told the guest *success* for a write that one of its two children refused."""
@@ -316,6 +330,7 @@ class PairWorker:
             own_disk_error=self._own_disk_error,
             hold_alive=qemu is not QemuState.PRIMARY or self._operating() or holds.alive(self.ctx, self.uuid),
             secondary_silence=self._secondary_silence(),
+            changed_outside=records.pair is not None and bool(self.outside.of(records.pair.epoch, now).changes),
             patience_ms=patience_ms(self._given_up_mute, now),
             peer=_core_evidence(self._evidence, _age_ms(self._evidence_at, now) or 0),
             datastore=self._datastore_state(),
@@ -372,7 +387,10 @@ class PairWorker:
             if reason is Reason.SECONDARY_DIVERGES:
                 self._given_up_mute.append(time.monotonic())
             noticed_ms = unnoticed_ms(self.observation, reason) if self.observation is not None else None
-            self.failover = FailoverFigures(epoch, str(reason), self.figures.last_resume, noticed_ms)
+            changes = self.outside.of(epoch, time.monotonic()).changes if reason is Reason.CHANGED_OUTSIDE else ()
+            self.failover = FailoverFigures(
+                epoch, str(reason), self.figures.last_resume, noticed_ms, "; ".join(map(str, changes)) or None
+            )
         if self._arbitration is None or self._arbitration[0] != epoch:
             work = self.ctx.workers.submit(
                 lambda: self.store.arbitrate(epoch, self.ctx.host, self.ctx.boot_id, reason), f"arbitrate {self.name}"

@@ -20,7 +20,7 @@ from ..catalogue import FtkvmError
 from ..core.chain import Side, overlay_path, plan_chain
 from ..core.reasons import Reason
 from ..engine import graph, primary
-from ..engine.graph import EngineError
+from ..engine.machine import machine_of
 from ..engine.primary import Endpoints, NicPorts
 from ..engine.shape import Shape
 from ..keeper.client import KeeperClient
@@ -35,10 +35,8 @@ from .waits import await_done, require_short
 
 log = logging.getLogger(__name__)
 
-MIRROR_TIMEOUT_S = 120.0
 SLOWEST_COPY_BYTES_S = 4 << 20
 """A full copy that is slower than this is given up."""
-COPY_TIMEOUT_S = 120.0
 LOCKSTEP_TIMEOUT_S = 20.0
 PEER_CHECK_S = 1.5
 FAULT_POINT = "stop-after-step"
@@ -84,6 +82,8 @@ class Protect:
     uncompared_frames: str
     compare_timeout_ms: int
     max_switchover_s: float
+    start_timeout_s: float
+    """In which the secondary has to have disks and memory; a full copy of disks has its own time beside."""
     copied: bool
     """Each side has whole images on its own host's disks (``ft.disks=copy``)."""
     progress: Progress
@@ -93,9 +93,11 @@ class Protect:
     figures: dict[str, float] = field(default_factory=dict)
     _endpoints: Endpoints | None = None
     _secondary_boot_id: str = ""
+    _machine: tuple[str, ...] = ()
+    _secondary_machine: tuple[str, ...] = ()
     _owner: int | None = None
     _stopped_at: float = 0.0
-    _copy_timeout_s: float = 0.0
+    _deadline: float = 0.0
     _copied_percent: int = -1
 
     def run(self) -> PairDoc:
@@ -114,6 +116,7 @@ class Protect:
             copied=self.copied,
         )
         started = time.monotonic()
+        self._deadline = started + self.start_timeout_s
         for number, step in enumerate(STEPS, 1):
             if self.cancelled():
                 raise FtkvmError("FTKVM-510", vm=self.vm.name, step=step.name)
@@ -186,8 +189,9 @@ class Protect:
         return {disk.target: images.chain(disk.source)[0].virtual_bytes for disk in self.vm.shape().disks}
 
     def start_secondary(self) -> None:
+        self._machine = machine_of(self.vm.domains.xml(self.vm.uuid))
         sizes = self._sizes()
-        self._copy_timeout_s = MIRROR_TIMEOUT_S + sum(sizes.values()) / SLOWEST_COPY_BYTES_S
+        self._deadline += sum(sizes.values()) / SLOWEST_COPY_BYTES_S
         answer = self.ctx.peers.call(
             self.secondary,
             "POST",
@@ -200,11 +204,12 @@ class Protect:
                 "disks": self.journal.secondary_disks,
                 "sizes": sizes,
                 "stale": self._stale() if self.copied else [],
-                "wait_s": self._copy_timeout_s,
+                "wait_s": self._left_s(),
             },
             timeout_s=60.0,
         )
         self._secondary_boot_id = str(answer["boot_id"])
+        self._secondary_machine = tuple(answer.get("machine", ()))
         self._endpoints = Endpoints(
             answer["address"],
             answer["migration_port"],
@@ -226,7 +231,6 @@ class Protect:
 
     def mirror_disks(self) -> None:
         monitor, disks = self.vm.monitor(), self.vm.shape().disks
-        self.vm.job_error = None
         for disk in disks:
             primary.start_mirror(monitor, disk, self._end(), whole=self.copied)
 
@@ -234,14 +238,10 @@ class Protect:
             if self.copied:
                 done, of = primary.mirrored_bytes(monitor, disks)
                 self._tell_copied(100 * done // of if of else 0)
-            try:
-                return all(primary.mirror_ready(monitor, disk) for disk in disks)
-            except EngineError as error:
-                detail = self.vm.job_error or error
-                raise FtkvmError("FTKVM-157", vm=self.vm.name, host=self.secondary, detail=detail) from error
+            return all(primary.mirror_ready(monitor, disk) for disk in disks)
 
         what = f"mirror of {', '.join(disk.target for disk in disks)}"
-        self._await(what, ready, self._copy_timeout_s, 0.2 if self.copied else 0.02)
+        self._await(what, ready, self._left_s(), 0.2 if self.copied else 0.02)
 
     def _tell_copied(self, percent: int) -> None:
         if percent != self._copied_percent:
@@ -255,7 +255,7 @@ class Protect:
             channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             channel.settimeout(None)
             primary.start_migration(monitor, channel.fileno(), self.interval_ms)
-        self._await("copy of memory", lambda: primary.at_pre_switchover(monitor), COPY_TIMEOUT_S, 0.005)
+        self._await("copy of memory", lambda: primary.at_pre_switchover(monitor), self._left_s(), 0.005)
         self._stopped_at = time.monotonic()
 
     def record_pair(self) -> None:
@@ -307,6 +307,10 @@ class Protect:
 
     # -- helpers -------------------------------------------------------------------------------------------
 
+    def _left_s(self) -> float:
+        """What is left of the time in which the secondary has to be there (FT-13)."""
+        return max(0.0, self._deadline - time.monotonic())
+
     def _end(self) -> Endpoints:
         assert self._endpoints is not None
         return self._endpoints
@@ -316,8 +320,8 @@ class Protect:
             self.vm.uuid,
             self.vm.name,
             self.epoch,
-            CopyPlace(self.ctx.host, self.journal.primary_disks, self.ctx.boot_id),
-            CopyPlace(self.secondary, self.journal.secondary_disks, self._secondary_boot_id),
+            CopyPlace(self.ctx.host, self.journal.primary_disks, self.ctx.boot_id, self._machine),
+            CopyPlace(self.secondary, self.journal.secondary_disks, self._secondary_boot_id, self._secondary_machine),
             self._owner,
             self.copied,
         )

@@ -31,18 +31,22 @@ class DatastorePort(Protocol):
 
 @dataclass(frozen=True)
 class CopyPlace:
-    """One copy of a VM: its host, its images by disk target, and which boot of the host runs it."""
+    """One copy of a VM: its host, its images by disk target, and which boot of the host runs it.
+
+    ``machine``: its devices (``engine.machine``), to see whether somebody changes them; empty: not noted.
+    """
 
     host: str
     disks: dict[str, str]
     boot_id: str = ""
+    machine: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"host": self.host, "disks": self.disks, "boot_id": self.boot_id}
+        return {"host": self.host, "disks": self.disks, "boot_id": self.boot_id, "machine": list(self.machine)}
 
     @classmethod
     def from_json(cls, doc: dict[str, Any]) -> "CopyPlace":
-        return cls(doc["host"], dict(doc["disks"]), str(doc.get("boot_id", "")))
+        return cls(doc["host"], dict(doc["disks"]), str(doc.get("boot_id", "")), tuple(doc.get("machine", ())))
 
 
 @dataclass(frozen=True)

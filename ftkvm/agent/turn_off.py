@@ -73,6 +73,7 @@ def turn_off_stopped(
         store.set_ft_off(kept)
         store.clear_operation()
         return
+    tops: dict[str, str] = {}
     for number, (target, top) in enumerate(sorted(newest.items()), 1):
         progress(number, len(newest) + 1, f"merge the overlays of {target}")
         chain = [image.path for image in images.chain(top)]
@@ -82,8 +83,10 @@ def turn_off_stopped(
         for path in overlays:  # the top first: it is what says that there is something to merge
             images.remove(path)
         used |= set(chain[len(overlays) :])
+        tops[target] = chain[len(overlays)]
     progress(len(newest) + 1, len(newest) + 1, "FT is off")
     remove_overlays(store, used)
+    define_on(ctx, store.uuid, tops)
     store.set_ft_off(kept)
     store.clear_operation()
 
@@ -170,8 +173,9 @@ class _TurnOff:
         vm = self.worker.vm
         for disk in vm.shape(fresh=True).disks:
             merge_chain(self.ctx, vm, disk.target)
-        used = {image.path for disk in vm.shape(fresh=True).disks for image in images.chain(disk.source)}
-        remove_overlays(self.store, used)
+        disks = vm.shape(fresh=True).disks
+        remove_overlays(self.store, {image.path for disk in disks for image in images.chain(disk.source)})
+        define_on(self.ctx, self.worker.uuid, {disk.target: disk.source for disk in disks})
 
     def forget(self) -> None:
         """The keeper no longer gates the VM's port; the records of past epochs stay: they still arbitrate."""

@@ -19,7 +19,7 @@ from ftkvm.agent.records import PairStore
 from ftkvm.agent.storage import bounded, require_writable
 from ftkvm.catalogue import FtkvmError
 from ftkvm.core.checks import model
-from ftkvm.core.checks.domain import Rules, VmFacts, disk_files
+from ftkvm.core.checks.domain import Rules, VmFacts, changed_images
 from ftkvm.core.checks.vm import CHECKS
 from ftkvm.core.pair import Winner
 from ftkvm.core.reasons import Reason
@@ -482,9 +482,3 @@ def read_records(datastore: Datastore) -> tuple[list[VmRecord], dict[str, Corrup
         except CorruptFile as error:
             corrupt[uuid] = error
     return sorted(found, key=lambda record: record.name), corrupt
-
-
-def changed_images(xml: str, images: dict[str, str]) -> dict[str, str]:
-    """Those of ``images`` that the definition does not name already: a raw disk of the user's stays raw."""
-    files = disk_files(xml)
-    return {target: image for target, image in images.items() if files.get(target) != image}

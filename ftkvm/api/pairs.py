@@ -25,6 +25,10 @@ def router(pairs: PairManager) -> APIRouter:
     def peer_end_secondary(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
         return pairs.life.end_secondary(uuid, int(request["epoch"]))
 
+    @routes.post("/pairs/{uuid}/changed")
+    def peer_changed(uuid: str, request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+        return pairs.changed_on_secondary(uuid, request)
+
     @routes.get("/clock")
     def peer_clock() -> dict[str, Any]:
         return {"time": time.time()}
@@ -32,11 +36,6 @@ def router(pairs: PairManager) -> APIRouter:
     @routes.get("/facts")
     def peer_facts() -> dict[str, Any]:
         return pairs.facts_for_peer()
-
-    @routes.post("/room")
-    def peer_room(request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
-        directories, stale = ([str(path) for path in request.get(key, ())] for key in ("directories", "stale"))
-        return pairs.room_for_peer(directories, stale)
 
     @routes.get("/pairs/{uuid}")
     def peer_pair(uuid: str) -> dict[str, Any]:

@@ -187,6 +187,7 @@ class Observation:
     own_disk_error: bool = False  # on the primary: QUORUM_REPORT_BAD for its own overlay; the secondary has that write
     hold_alive: bool = True  # the hold proxy of this QEMU runs (primary only)
     secondary_silence: SecondarySilence | None = None  # on the primary, from its hold proxy; None: not known
+    changed_outside: bool = False  # a copy of this epoch has another image or other devices than recorded
     patience_ms: int = 0  # so long no secondary is given up for being mute: others were, lately (core.patience)
     peer: PeerEvidence = field(default_factory=PeerEvidence)
     datastore: DatastoreState = DatastoreState.UNKNOWN

@@ -48,6 +48,8 @@ SETTINGS: dict[str, Setting] = {
         Setting("ft.checkpoint_max_ms", 1000, "longest time between checkpoints", NOW, low=20, high=10000),
         Setting("ft.max_switchover_seconds", 8, "a protect that would stop the VM longer is given up", NEXT,
                 low=1, high=300),
+        Setting("ft.secondary_start_seconds", 300, "a secondary without the VM's disks and memory by then is given up",
+                NEXT, low=10, high=7200),
         Setting("ft.compare_timeout_ms", 200, "a packet that the other copy has not sent by then forces a checkpoint",
                 NEXT, low=20, high=10000),
     )

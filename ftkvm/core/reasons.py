@@ -19,6 +19,7 @@ class Reason(StrEnum):
     REPLICATION_ERROR = "replication-error"
     HOLD_LOST = "hold-lost"
     SECONDARY_DIVERGES = "secondary-diverges"
+    CHANGED_OUTSIDE = "changed-outside"
     PROTECT_UNDONE = "protect-undone"
     # why an epoch ends on purpose (winner file)
     GUEST_SHUTDOWN = "guest-shutdown"
@@ -68,6 +69,7 @@ MEANINGS: dict[Reason, str] = {
     Reason.REPLICATION_ERROR: "The secondary's disk is losing writes (QUORUM_REPORT_BAD on the primary).",
     Reason.HOLD_LOST: "The hold proxy of the primary died: the guest's frames have no way out.",
     Reason.SECONDARY_DIVERGES: "The secondary's guest sends nothing while the primary's does: it hangs or crashes.",
+    Reason.CHANGED_OUTSIDE: "A copy's image or devices were changed past ftkvm (`virsh`): it is not the recorded one.",
     Reason.PROTECT_UNDONE: "The pair record stands, yet the primary's QEMU is an ordinary one and no protect runs.",
     Reason.GUEST_SHUTDOWN: "The guest powered itself off: both copies end, none is promoted.",
     Reason.TURN_OFF: "FT is being turned off or disabled; the primary goes on alone.",

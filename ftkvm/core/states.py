@@ -129,6 +129,7 @@ CAUSES: frozenset[Reason] = frozenset(
         Reason.CHECKPOINT_STALLED,
         Reason.REPLICATION_ERROR,
         Reason.HOLD_LOST,
+        Reason.CHANGED_OUTSIDE,
         Reason.PROTECT_UNDONE,
         Reason.DATASTORE_SILENT,
     }

@@ -62,6 +62,8 @@ def _colo_exit(obs: Observation, settings: FtSettings) -> Trouble | None:
         return None
     if obs.role is Role.PRIMARY or obs.peer.verdict is Verdict.SILENT:
         return Trouble(Reason.COLO_EXIT, 0)
+    if obs.changed_outside:
+        return None  # this copy's devices are not the VM's any more; a primary that hangs is found by its checkpoints
     return Trouble(Reason.COLO_EXIT, max(0, settings.shutdown_grace_ms - obs.colo_exit_age_ms), Reason.SHUTDOWN_GRACE)
 
 
@@ -150,6 +152,12 @@ def _secondary_diverges(obs: Observation, settings: FtSettings) -> Trouble | Non
     return Trouble(Reason.SECONDARY_DIVERGES, obs.patience_ms)
 
 
+def _changed_outside(obs: Observation, _settings: FtSettings) -> Trouble | None:
+    """``ftkvm.agent.outside`` argues why the pair has to be made anew. Clients notice nothing when the primary wins."""
+    changed = obs.changed_outside and obs.role is Role.PRIMARY and obs.qemu is QemuState.PRIMARY
+    return Trouble(Reason.CHANGED_OUTSIDE, 0) if changed else None
+
+
 Rule = Callable[[Observation, FtSettings], Trouble | None]
 #: In order of how much they explain; the earliest wins, ties go to the first.
 RULES: tuple[Rule, ...] = (
@@ -157,6 +165,7 @@ RULES: tuple[Rule, ...] = (
     _replication_error,
     _hold_lost,
     _secondary_diverges,
+    _changed_outside,
     _colo_exit,
     _peer_datastore,
     _silent,

@@ -1,16 +1,18 @@
 """Whatever is refused leaves everything byte for byte as it was: domains, disks and pairs (issue 4, FT-16)."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from ftkvm.catalogue import CATALOGUE
+from ftkvm.catalogue import CATALOGUE, FtkvmError
 from ftkvm.lab import faults, network
 from ftkvm.lab.host import Host
 
+from .disk import Disk, image_of
 from .seat import HOUSEKEEPING, Said, Seat, seated
 
 pytestmark = pytest.mark.lab
@@ -132,16 +134,16 @@ PROTECTED = {
     "host maintenance exit {secondary}": "657", "test failover nope": "101",
 }  # fmt: skip
 DISABLED = {"disable {vm}": "410", "test failover {vm}": "402", "vm unregister {vm} --host {host}": "110"}
+CUT = {"test failover {vm}": "406", "test restart-secondary {vm}": "406", "vm migrate {vm} --secondary": "406"}
 NO_NETWORK = {"enable {vm}": "404", "enable {vm} --secondary {secondary}": "405"}
 ELSEWHERE = {
-    "406": "needs a pair that is broken and not made anew yet",
     "407": "needs a secondary that hangs in the moment of a test: tests/lab/test_plans_disturbed.py",
 }
 
 
 def test_no_refusal_of_ft_is_forgotten() -> None:
     """Every message of the catalogue's FT preconditions is provoked below."""
-    here = {code for table in (UNPROTECTED, PROTECTED, DISABLED, NO_NETWORK) for code in table.values()}
+    here = {code for table in (UNPROTECTED, PROTECTED, DISABLED, CUT, NO_NETWORK) for code in table.values()}
     assert {code[6:] for code in CATALOGUE if code.startswith("FTKVM-4")} == {c for c in here if c[0] == "4"} | {
         *ELSEWHERE
     }
@@ -189,3 +191,93 @@ def test_refused_while_it_is_disabled(seat: Seat, pair: dict[str, Any]) -> None:
     refuse_all(seat, DISABLED, host=pair["host"])
     seat.ok("enable", VM)
     assert seat.wait_protected(VM)["secondary_host"] == pair["secondary_host"]
+
+
+def virsh(host: Host, *words: str) -> str:
+    """What virsh refuses with; empty if it does not."""
+    try:
+        host.run(["virsh", *words], timeout_s=60)
+    except FtkvmError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.long
+def test_what_qemu_refuses_of_virsh_leaves_the_pair(seat: Seat, pair: dict[str, Any]) -> None:
+    """A device on the primary, a migration, a save: QEMU takes none of them while COLO runs."""
+    extra, primary = seat.image("extra.qcow2", "64M"), seat.host(pair["host"])
+    tried = [
+        ("attach-disk", VM, extra, "vdb", "--subdriver", "qcow2", "--live"),
+        ("detach-interface", VM, "bridge", "--live"),
+        ("setvcpus", VM, "2", "--live"),
+        ("save", VM, "/var/tmp/save"),
+        ("migrate", "--live", "--unsafe", VM, "qemu+tcp://127.0.0.1/system"),
+    ]
+    with untouched(seat):
+        for words in tried:
+            assert virsh(primary, *words), words
+
+
+def test_a_snapshot_is_found_and_the_pair_made_anew(seat: Seat, pair: dict[str, Any]) -> None:
+    """FTKVM-150: no write is lost, neither of before nor of after it, nor by turning FT off."""
+    disk, primary = Disk(seat, VM), seat.host(pair["host"])
+    disk.write(primary)
+    recorded = image_of(seat, VM)
+    assert virsh(primary, "snapshot-create-as", VM, "s1", "--disk-only", "--atomic", "--no-metadata") == ""
+    disk.write(primary)
+    assert image_of(seat, VM) != recorded
+    after = seat.wait_protected(VM, after_epoch=pair["epoch"])
+    assert after["host"] == pair["host"]
+    assert after["last_failover"]["reason"] == "changed-outside"
+    assert any("FTKVM-150" in each and recorded in each for each in after["warnings"]), after["warnings"]
+    disk.check()
+    seat.ok("test", "failover", VM)
+    seat.wait_protected(VM, after_epoch=after["epoch"])
+    disk.check()
+    seat.ok("turn-off", VM)
+    disk.check()
+
+
+@pytest.mark.long
+def test_a_device_on_the_secondary_is_found_and_the_pair_made_anew(seat: Seat, pair: dict[str, Any]) -> None:
+    """FTKVM-151: QEMU takes it there. The next secondary is like the primary again."""
+    secondary = seat.host(pair["secondary_host"])
+    extra = seat.image("extra2.qcow2", "64M")
+    assert virsh(secondary, "attach-disk", VM, extra, "vdb", "--subdriver", "qcow2", "--live") == ""
+    after = seat.wait_protected(VM, after_epoch=pair["epoch"])
+    assert after["host"] == pair["host"]
+    assert after["last_failover"]["reason"] == "changed-outside"
+    assert any("FTKVM-151" in each and "+" in each for each in after["warnings"]), after["warnings"]
+    assert not re.search("vdb", seat.host(after["secondary_host"]).run(["virsh", "dumpxml", VM]))
+
+
+@pytest.mark.long
+def test_a_definition_of_its_own_is_told_until_it_is_gone(seat: Seat, pair: dict[str, Any]) -> None:
+    """FTKVM-153, of either copy's host; the pair goes on."""
+    for side in ("host", "secondary_host"):
+        host = seat.host(pair[side])
+        host.run(["sh", "-c", f"virsh dumpxml {VM} --migratable > /var/tmp/{VM}.xml && virsh define /var/tmp/{VM}.xml"])
+        told = seat.wait_vm(VM, "told", lambda seen: any("FTKVM-153" in each for each in seen["pair"]["warnings"]), 15)
+        assert any(host.name in each for each in told["pair"]["warnings"])
+        host.run(["virsh", "undefine", VM])
+        seat.wait_vm(VM, "told no more", lambda seen: "FTKVM-153" not in str(seen["pair"]["warnings"]), 15)
+    assert seat.wait_protected(VM)["epoch"] == pair["epoch"]
+
+
+# ----------------------------------------------------------------------------------------------- the FT network (FT-20)
+
+
+@pytest.mark.long
+def test_the_ft_network_of_the_secondarys_host_goes(seat: Seat, pair: dict[str, Any]) -> None:
+    """The VM goes on and is protected on the third host; without that one status says why it is not."""
+    third = seat.other(pair["host"], pair["secondary_host"]).name
+    with cut(pair["secondary_host"]):
+        after = seat.wait_protected(VM, after_epoch=pair["epoch"], timeout_s=90)
+        assert (after["secondary_host"], after["host"]) in ((third, pair["host"]), (third, pair["secondary_host"]))
+        if after["host"] == pair["host"]:
+            with cut(third):
+                seen = seat.wait_vm(VM, "told why", lambda seen: "ft-network" in str(seen["pair"]["cause"]), 60)
+                assert "FTKVM-404" in seen["pair"]["cause"]
+                assert seen["state"] == "running"
+                refuse_all(seat, CUT)
+    seat.wait_protected(VM, after_epoch=after["epoch"], timeout_s=90)

@@ -1,5 +1,6 @@
 """Starting again after every copy is gone: which images are the newest, with the real qemu-img and a real directory."""
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,25 @@ def test_a_vm_that_never_was_in_a_pair(world: World) -> None:
     assert world.start() == world.base
     world.overlay(1, "p", world.base)
     assert code_of(world.start) == "FTKVM-115"
+
+
+def test_a_snapshot_taken_past_us_is_not_started_below(world: World) -> None:
+    snapshot = str(world.directory / "v1.s1")
+    images.create_overlay(snapshot, world.base, "qcow2")
+    os.utime(world.base, (100, 100))
+    assert code_of(world.start) == "FTKVM-115"
+    Path(snapshot).unlink()
+    assert world.start() == world.base
+
+
+def test_a_recorded_image_that_was_pulled_is_still_the_newest(world: World) -> None:
+    """`virsh blockpull` while the pair was whole: its overlay has no backing file any more, and all of the disk."""
+    primary, secondary = world.overlay(1, "p", world.base), world.overlay(1, "s", world.base)
+    io(primary, "write -P 7 0 64k")
+    subprocess.run(["qemu-img", "rebase", "-b", "", primary], check=True)
+    world.pair(1, primary, secondary)
+    world.store.arbitrate(1, "a", "boot", Reason.PEER_SILENT)
+    assert world.start() == primary
 
 
 def test_an_undecided_epoch_is_won_for_its_primary_only_when_told_to(world: World) -> None:

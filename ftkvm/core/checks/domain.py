@@ -65,6 +65,12 @@ def disk_files(xml: str) -> dict[str, str]:
     return {target(disk): source for disk in disks if disk.get("device", "disk") == "disk" and (source := file(disk))}
 
 
+def changed_images(xml: str, images: Mapping[str, str]) -> dict[str, str]:
+    """Those of ``images`` that the definition does not name already: a raw disk of the user's stays raw."""
+    files = disk_files(xml)
+    return {target: image for target, image in images.items() if files.get(target) != image}
+
+
 def memory_mb(domain: ET.Element) -> int:
     """The VM's memory; what is left over of a MB counts as one. 0 if it tells none.
 
