@@ -20,16 +20,23 @@ BACKPORTS = ("qemu-system-x86", "qemu-utils", "python3-qemu-qmp")
 OTHERS = ("nfs-common",)
 """Looked for, and needed by some hosts only."""
 UNITS = ("ftkvm-agent.service", "ftkvm-keeper.service")
+NIC_UNITS = {network: f"ftkvm-nic-{network}.service" for network in ("management", "ft", "migration")}
+"""By network: what sets it up, where :mod:`hostprep.nics` was asked to."""
 MARK = "==ftkvm=="
 
 
 @dataclass(frozen=True)
 class Link:
-    """A network interface: the bridge or bond it belongs to, its addresses but those of the link itself, its MAC."""
+    """A network interface: the bridge or bond it belongs to, its addresses but those of the link itself, its MAC.
+
+    ``mtu`` in bytes; ``up``: it is switched on, whether there is a cable or not.
+    """
 
     master: str = ""
     addresses: tuple[str, ...] = ()
     mac: str = ""
+    mtu: int = 0
+    up: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def script(datastore: str, files: Sequence[str]) -> str:
         "libvirt": "libvirtd --version 2>/dev/null || virsh --version 2>/dev/null",
         "devices": "ls /dev/kvm /dev/net/tun /dev/watchdog 2>/dev/null",
         "digests": f"sha256sum {names} 2>/dev/null",
-        "units": f"for unit in {' '.join(UNITS)}; do {unit}; done",
+        "units": f"for unit in {' '.join((*UNITS, *NIC_UNITS.values()))}; do {unit}; done",
         "ca": "cat /etc/ftkvm/pki/ca.crt 2>/dev/null",
         "certificate": "cat /etc/ftkvm/pki/host.crt 2>/dev/null",
         "manifest": "cat /opt/ftkvm/.manifest 2>/dev/null",
@@ -177,7 +184,8 @@ def parse_links(text: str) -> dict[str, Link]:
         infos = [entry for entry in interface.get("addr_info", []) if entry.get("scope") != "link"]
         addresses = tuple(f"{entry['local']}/{entry['prefixlen']}" for entry in infos)
         mac = str(interface.get("address", ""))
-        found[str(interface.get("ifname"))] = Link(str(interface.get("master", "")), addresses, mac)
+        master, up = str(interface.get("master", "")), "UP" in interface.get("flags", [])
+        found[str(interface.get("ifname"))] = Link(master, addresses, mac, int(interface.get("mtu", 0)), up)
     return found
 
 

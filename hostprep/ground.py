@@ -1,6 +1,7 @@
-"""What a host must stand on before it is one: the VMs' bridge and the datastore's mount, where asked for. Pure.
+"""What a host must stand on before it is one: its networks (:mod:`hostprep.nics`), the VMs' bridge and the datastore's
+mount, where asked for. Pure.
 
-Both are systemd units, so that they hold whatever manages the host's networks, and across its reboots.
+All are systemd units, so that they hold whatever manages the host's networks, and across its reboots.
 """
 
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from ftkvm.catalogue import FtkvmError
 from hostprep.facts import HostFacts
 from hostprep.journal import note_packages, note_unit
+from hostprep.nics import NAME, Nic, Surroundings, nic_steps
 from hostprep.plan import Step, file_step, journal_step
 
 NFS_PACKAGE = "nfs-common"
@@ -24,33 +26,42 @@ kernel's caches *there is no winner yet* can be as old as a minute (docs/safety.
 ``nolock``, no ``local_lock``), since libvirt and QEMU lock images. Source: nfs(5).
 """
 _SYSTEMD = "/etc/systemd/system"
-_NIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _EXPORT = re.compile(r"[A-Za-z0-9_.:\[\]-]+:/[A-Za-z0-9_./-]*")
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What the operator asked for. ``nic``: name or MAC of the bridge's only port; ``export``: ``SERVER:/PATH``."""
+    """What the operator asked for. ``nic``: name or MAC of the bridge's only port; ``export``: ``SERVER:/PATH``;
+    ``nics``: the host's own networks."""
 
     nic: str = ""
     export: str = ""
+    nics: tuple[Nic, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.nic and not (_NIC.fullmatch(self.nic) or _MAC.fullmatch(self.nic)):
+        if self.nic and not (NAME.fullmatch(self.nic) or _MAC.fullmatch(self.nic)):
             raise FtkvmError("FTKVM-605", option="--bridge-nic", detail=f"{self.nic!r} is no name or MAC of a NIC")
         if self.export and not _EXPORT.fullmatch(self.export):
             detail = f"{self.export!r} is no export: it is written SERVER:/PATH"
             raise FtkvmError("FTKVM-605", option="--datastore-nfs", detail=detail)
+        used = [nic for each in self.nics for nic in each.nics] + [self.nic]
+        networks = [each.network for each in self.nics]
+        twice = {word for words in (used, networks) for word in words if word and words.count(word) > 1}
+        if twice:
+            raise FtkvmError("FTKVM-605", option="--nic", detail=f"{', '.join(sorted(twice))}: given twice")
 
 
-def ground_steps(facts: HostFacts, asked: Ground, host: str, bridge: str, datastore: str, journal: str) -> list[Step]:
+def ground_steps(
+    facts: HostFacts, asked: Ground, host: str, bridge: str, datastore: str, journal: str, around: Surroundings
+) -> list[Step]:
     """The steps that are needed; none if all is there.
 
     :raises FtkvmError: FTKVM-206 no system that we prepare, 390, 391, 392 the NIC cannot be the bridge's, 393 something
-        else is mounted
+        else is mounted; 242, 390, 751, 752 the networks
     """
-    steps = [*_bridge(facts, asked.nic, host, bridge, journal), *_mount(facts, asked.export, host, datastore, journal)]
+    steps = [step for each in asked.nics for step in nic_steps(facts, each, host, around, journal)]
+    steps += [*_bridge(facts, asked.nic, host, bridge, journal), *_mount(facts, asked.export, host, datastore, journal)]
     if steps and facts.system_id != "debian 13":
         raise FtkvmError("FTKVM-206", host=host, system=facts.system)
     return [journal_step(journal), *steps] if steps else []

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from ftkvm.adapters.peers import HttpsPeers
@@ -21,6 +22,7 @@ from hostprep.facts import UNITS, HostFacts
 from hostprep.ground import Ground, files_of, ground_steps
 from hostprep.joining import machine_of, members
 from hostprep.journal import JOURNAL, take_back
+from hostprep.nics import NETWORKS, REVERT_S, Nic, Surroundings, confirm, frames_lost
 from hostprep.plan import (
     CONFIG,
     Step,
@@ -80,14 +82,17 @@ def prepare(
     with connect(target) as session:
         progress(0, 0, "looking at the host")
         found = facts_of.gather(session, cluster.datastore, _file_names())
-        first = ground_steps(found, ground, target.host, cluster.vm_bridges[0], cluster.datastore, JOURNAL)
+        bridge, around = cluster.vm_bridges[0], _surroundings(cluster)
+        first = ground_steps(found, ground, target.host, bridge, cluster.datastore, JOURNAL, around)
         if first and dry_run:
-            entry = host_entry(target.host, found, cluster)
+            coming = tuple(str(each.address) for each in ground.nics)
+            entry = host_entry(target.host, replace(found, addresses=(*found.addresses, *coming)), cluster)
             texts = [*(step.text for step in first), "everything else is planned when these are there"]
             return Prepared(entry, texts, preview(session, first, files_of(first)))
         try:
             if first:
-                apply(session, first, progress, {})
+                checks = {each.step: partial(_keep, session, each, around, connect) for each in ground.nics}
+                apply(session, first, progress, checks)
                 found = facts_of.gather(session, cluster.datastore, _file_names())
             done = _prepare(home, cluster, session, found, progress, dry_run=dry_run, hosts=hosts)
         except (FtkvmError, KeyboardInterrupt):
@@ -130,6 +135,32 @@ def _prepare(
     return Prepared(entry, [step.text for step in todo])
 
 
+def _surroundings(cluster: ClusterFile) -> Surroundings:
+    taken = {
+        str(entry[network]): (name, network)
+        for name, entry in cluster.hosts.items()
+        for network in NETWORKS
+    }  # fmt: skip
+    return Surroundings({network: getattr(cluster, f"{network}_network") for network in NETWORKS}, taken)
+
+
+def _keep(session: Session, nic: Nic, around: Surroundings, connect: Callable[[Target], Session]) -> None:
+    """The host's network stays, if full frames get to the others there, and we to the host by a new connection."""
+    others = around.others(nic.network, session.host)
+    lost = session.run(frames_lost(nic, others), timeout_s=20.0).stdout.split() if others else []
+    if lost:
+        mtu = session.run(f"cat /sys/class/net/{nic.device}/mtu").stdout.strip()
+        raise FtkvmError("FTKVM-750", host=session.host, other=others[lost[0]], network=nic.network, mtu=mtu)
+    try:
+        with connect(session.target) as again:
+            done = again.run(confirm(nic))
+    except FtkvmError as error:
+        words = {"host": session.host, "network": nic.network, "detail": error.text}
+        raise FtkvmError("FTKVM-753", **words, seconds=REVERT_S) from error
+    if done.status:
+        raise FtkvmError("FTKVM-209", host=session.host, step=nic.step, detail=done.stderr.strip()[-400:])
+
+
 def _is_member(name: str, found: HostFacts, cluster: ClusterFile) -> bool:
     """Whether it is in the cluster, as far as anybody knows: then its preparation is not taken back behind its back."""
     config = configuration(found)
@@ -169,8 +200,7 @@ def host_entry(name: str, found: HostFacts, cluster: ClusterFile) -> HostEntry:
 
     :raises FtkvmError: FTKVM-212, it has none in one of them
     """
-    networks = {kind: getattr(cluster, f"{kind}_network") for kind in ("management", "ft", "migration")}
-    addresses = addresses_in(name, found.addresses, networks)
+    addresses = addresses_in(name, found.addresses, _surroundings(cluster).networks)
     return HostEntry(name, addresses["management"], addresses["ft"], addresses["migration"])
 
 

@@ -34,20 +34,26 @@ def host() -> None:
     "--bridge-nic", default="", help="Make the VMs' bridge of this NIC (name or MAC), if the host has none yet."
 )
 @click.option("--datastore-nfs", default="", metavar="SERVER:/PATH", help="Mount the datastore from this NFS server.")
+@click.option(
+    "--nic", "nics", multiple=True, metavar="NETWORK=NIC[+NIC],ADDRESS/LENGTH[,mtu=BYTES][,mode=MODE]",
+    help="Set up one of the host's own networks (management, ft, migration); several NICs make a bond.",
+)  # fmt: skip
 @ssh_options
 @click.option("--dry-run", is_flag=True, help="Show each command and each file's difference, and change nothing.")
 @output_option
 def add(
-    name: str, address: str | None, bridge_nic: str, datastore_nfs: str, ssh: SshAccess, dry_run: bool, output: str
-) -> None:
+    name: str, address: str | None, bridge_nic: str, datastore_nfs: str, nics: tuple[str, ...], ssh: SshAccess,
+    dry_run: bool, output: str,
+) -> None:  # fmt: skip
     """Prepare the Debian 13 host NAME over SSH and take it into the cluster. Run again, it changes nothing."""
     from hostprep.ground import Ground
+    from hostprep.nics import Nic
     from hostprep.prepare import prepare  # paramiko takes a while to import, and hosts do not have it
 
     require_name("NAME", name)
     reporter = Reporter(output)
     with reporter.progress(f"host {name}") as show:
-        ground = Ground(bridge_nic, datastore_nfs)
+        ground = Ground(bridge_nic, datastore_nfs, tuple(map(Nic.parse, nics)))
         done = prepare(Home(), ssh.target(name, address), show, dry_run=dry_run, ground=ground)
     document = {"host": name, **done.entry.to_json(), "dry_run": dry_run, "steps": done.steps}
     if dry_run:

@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ftkvm.lab import names
+from ftkvm.lab import names, network
 from ftkvm.lab.host import Host
 
 from .seat import FTKVM, Seat, seated
@@ -118,6 +119,80 @@ def test_the_bridge_is_made_of_a_nic_and_goes_again(seat: Seat) -> None:
     seat.ok("host", "remove", host.name, "--address", seat.address(host))
     assert configuration(host) == before
     assert not host.succeeds(["test", "-e", f"/sys/class/net/{bridge}"])
+
+
+@pytest.fixture
+def nameless(seat: Seat) -> Iterator[Host]:
+    """The second host, whose FT NIC has no address."""
+    host, nic = seat.hosts[1], names.NETWORKS["ft"].nic
+    host.run(["ip", "address", "flush", "dev", nic])
+    host.run(["ip", "link", "set", nic, "down"])
+    yield host
+    host.run(["ip", "address", "replace", f"{names.host_address(host.name, 'ft')}/24", "dev", nic])
+    host.run(["ip", "link", "set", nic, "mtu", "1500", "up"])
+
+
+def nic_words(host: Host, mtu: int = 1500) -> tuple[str, str]:
+    return "--nic", f"ft={names.NETWORKS['ft'].nic},{names.host_address(host.name, 'ft')}/24,mtu={mtu}"
+
+
+def network_of(host: Host) -> str:
+    """What the host has of the FT network: the NIC's state, MTU and address, the unit and the timer."""
+    nic = names.NETWORKS["ft"].nic
+    units = (
+        "systemctl is-enabled ftkvm-nic-ft.service; systemctl is-active ftkvm-nic-ft.service ftkvm-nic-ft-revert.timer"
+    )
+    shown = f"cd /sys/class/net/{nic}; cat operstate mtu; ip -o -4 address show {nic} | grep -o 'inet [^ ]*'"
+    return " ".join(host.run(["sh", "-c", f"{shown}; {units}; true"]).split())
+
+
+def test_a_network_is_set_up_and_goes_again(seat: Seat, nameless: Host) -> None:
+    """With frames that the switch does not take it is refused, and all is as it was."""
+    host = nameless
+    before, bare = configuration(host), network_of(host)
+    assert bare == "down 1500 not-found inactive inactive"
+    assert seat.add_host(host, "--nic", f"ft=mgmt0,{names.host_address(host.name, 'ft')}/24").code == "FTKVM-752"
+    assert seat.add_host(host, *nic_words(host), "--dry-run").status == 0
+    assert (configuration(host), network_of(host)) == (before, bare)
+    refused = seat.add_host(host, *nic_words(host, 9000))
+    assert (refused.code, seat.hosts[0].name in refused.err) == ("FTKVM-750", True), refused.err
+    assert (configuration(host), network_of(host)) == (before, bare)
+    assert seat.add_host(host, *nic_words(host)).status == 0
+    address = names.host_address(host.name, "ft")
+    assert network_of(host) == f"up 1500 inet {address}/24 enabled active inactive"
+    assert seat.add_host(host, *nic_words(host)).out["steps"] == []
+    seat.ok("host", "remove", host.name, "--address", seat.address(host))
+    assert (configuration(host), network_of(host)) == (before, bare)
+
+
+@pytest.mark.long
+def test_a_network_that_cuts_us_off_goes_by_itself(seat: Seat, nameless: Host) -> None:
+    """As if it had: the cable of the management network is out from the step on. Then it is simply run again."""
+    host = nameless
+    before, bare = configuration(host), network_of(host)
+    words = ["host", "add", host.name, "--address", seat.address(host), *nic_words(host)]
+    command = ["ip", "netns", "exec", names.CLIENT_NS, *FTKVM, *words]
+    with subprocess.Popen(command, env=seat.environment, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        try:
+            next(line for line in run.stderr if "set up the ft network" in line)
+            network.set_port(host.name, "management", up=False)
+            said = run.stderr.read()
+            assert run.wait(120) != 0
+            assert "FTKVM-753" in said or "FTKVM-209" in said or "FTKVM-210" in said
+            until(lambda: network_of(host).startswith("down 1500 disabled inactive"), 90)
+        finally:
+            network.set_port(host.name, "management", up=True)
+    assert seat.add_host(host, *nic_words(host)).status == 0
+    seat.ok("host", "remove", host.name, "--address", seat.address(host))
+    assert (configuration(host), network_of(host)) == (before, bare)
+
+
+def until(condition: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(1)
 
 
 def test_a_cluster_is_made_as_vagrant_makes_it(seat: Seat) -> None:

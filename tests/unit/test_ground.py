@@ -11,6 +11,7 @@ from ftkvm.catalogue import FtkvmError
 from hostprep.facts import HostFacts, Link
 from hostprep.ground import Ground, bridge_unit, ground_steps, mount_unit, mount_unit_name
 from hostprep.journal import note_unit
+from hostprep.nics import Surroundings
 from hostprep.plan import Step
 
 BARE = HostFacts(
@@ -18,11 +19,12 @@ BARE = HostFacts(
     mount_point="/", datastore_status="missing", qemu=(), libvirt=(), devices=("/dev/net/tun",), digests={},
     links={"eth0": Link(addresses=("10.0.0.1/24",)), "eth3": Link(mac="52:54:00:0a:00:03"), "eth4": Link("bond0")},
 )  # fmt: skip
+NOBODY = Surroundings({})
 ASKED = Ground("eth3", "storage:/srv/ftkvm")
 
 
 def steps(facts: HostFacts, asked: Ground = ASKED) -> list[Step]:
-    return ground_steps(facts, asked, "kvm1", "br-vm", "/srv/ftkvm", "/var/lib/ftkvm/prepared")
+    return ground_steps(facts, asked, "kvm1", "br-vm", "/srv/ftkvm", "/var/lib/ftkvm/prepared", NOBODY)
 
 
 def code(facts: HostFacts, asked: Ground = ASKED) -> str:
