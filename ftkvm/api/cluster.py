@@ -1,10 +1,12 @@
-"""Settings of the cluster and of its VMs, validity, what-if."""
+"""Settings of the cluster and of its VMs, validity, what-if, room for an upgrade."""
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from ftkvm.agent.cluster_settings import ClusterSettings
 from ftkvm.agent.cluster_view import ClusterView
+from ftkvm.agent.upgrade_room import UpgradeRoom
+from ftkvm.core.upgrade import Do, UpgradeStep
 from ftkvm.ports import Json
 
 
@@ -21,7 +23,21 @@ class WhatIfRequest(BaseModel):
     lose: list[str] = Field(default_factory=list, max_length=64)
 
 
-def router(cluster: ClusterSettings, view: ClusterView) -> APIRouter:
+class StepRequest(BaseModel):
+    """One step of a rolling upgrade (see :class:`ftkvm.core.upgrade.UpgradeStep`)."""
+
+    do: Do
+    subject: str
+    host: str = ""
+
+
+class RoomRequest(BaseModel):
+    """The steps that are left."""
+
+    steps: list[StepRequest] = Field(max_length=4096)
+
+
+def router(cluster: ClusterSettings, view: ClusterView, room: UpgradeRoom) -> APIRouter:
     """Routes /v1/cluster/… and /v1/vms/…/settings."""
     routes = APIRouter(prefix="/v1", tags=["cluster"])
 
@@ -49,6 +65,11 @@ def router(cluster: ClusterSettings, view: ClusterView) -> APIRouter:
     def what_if(request: WhatIfRequest) -> Json:
         """What a loss of hosts would do."""
         return cluster.what_if(request.lose)
+
+    @routes.post("/cluster/upgrade-room")
+    def upgrade_room(request: RoomRequest) -> Json:
+        """Which steps of a rolling upgrade have no room."""
+        return room.look([UpgradeStep(step.do, step.subject, step.host) for step in request.steps])
 
     @routes.get("/vms/{name}/settings")
     def show_vm(name: str) -> Json:

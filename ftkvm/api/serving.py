@@ -12,6 +12,7 @@ from ftkvm.agent.checks import Checks
 from ftkvm.agent.cluster_settings import ClusterSettings
 from ftkvm.agent.cluster_view import ClusterView
 from ftkvm.agent.prepare import Prepare
+from ftkvm.agent.upgrade_room import UpgradeRoom
 from ftkvm.api import arrivals, checks, cluster, ha, pairs, security, vm_monitor
 from ftkvm.api.app import build_app
 from ftkvm.api.guard import Hosts
@@ -30,7 +31,11 @@ def make_api(agent: "Agent") -> ApiServer:
         vm_monitor.router(agent.vm_monitor),
         ha.router(agent.ha),
         arrivals.router(agent.arrivals),
-        cluster.router(settings, ClusterView(ctx, agent.service, settings)),
+        cluster.router(
+            settings,
+            ClusterView(ctx, agent.service, settings),
+            UpgradeRoom(ctx, agent.vms, agent.service.admission),
+        ),
         checks.router(Checks(ctx, agent.service, agent.health), Prepare(ctx, agent.service)),
         security.router(agent.security),
     ]

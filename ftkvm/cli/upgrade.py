@@ -27,6 +27,9 @@ _SAMPLE_S = 0.5
 _UNKNOWN_PROTECT_S = 5.0
 """For a VM whose last protecting was not measured by an agent that still lives."""
 
+_NAMED = 3
+"""So many lacks of room are told of one plan."""
+
 Upgrade = Callable[[str], None]
 """Upgrades one host, which runs no VM, and returns when it is done."""
 
@@ -129,7 +132,7 @@ def upgrade_plan(
 def make_course(client: AgentClient, times: Times) -> Course:
     """A plan for the cluster as it is.
 
-    :raises FtkvmError: FTKVM-661 why none can begin
+    :raises FtkvmError: FTKVM-661 why none can begin, FTKVM-666 there is not the room for it
     """
     hosts = {str(row["name"]): row for row in client.call("GET", "/v1/hosts")["hosts"]}
     vms = [vm for vm in client.call("GET", "/v1/status")["vms"] if vm["ft"] and not vm["ft_disabled"] and vm["host"]]
@@ -137,9 +140,6 @@ def make_course(client: AgentClient, times: Times) -> Course:
     reasons += [f"VM {vm['name']} is not protected" for vm in vms if _pair(vm).get("state") != "protected"]
     if len(hosts) < upgrade.FEWEST:
         reasons.append("the VMs of its only host can go nowhere")
-    if not reasons:
-        full = [name for name in hosts if not _fits_without(client, [name], len(hosts))]
-        reasons += [f"without host {name} not all VMs fit on the others" for name in full]
     if reasons:
         raise FtkvmError("FTKVM-661", reasons="; ".join(reasons))
     protected = [
@@ -150,16 +150,31 @@ def make_course(client: AgentClient, times: Times) -> Course:
     empty = [name for name, row in hosts.items() if row.get("maintenance") and not row.get("vms")]
     coordinator = client.call("GET", "/v1/cluster/status", timeout_s=15.0)["coordinator"]
     order = upgrade.order(list(hosts), copies, coordinator, empty)
-    both = _fits_without(client, order[: upgrade.MOST_TOGETHER], len(hosts))
-    steps = upgrade.plan(order, protected, upgrade.MOST_TOGETHER if both else 1)
-    return Course(list(steps), upgrade.unprotected_s(steps, protected, times))
+    steps, short = upgrade.plan(order, protected, upgrade.MOST_TOGETHER), list[Json]()
+    for together in range(upgrade.MOST_TOGETHER, 0, -1):
+        steps = upgrade.plan(order, protected, together)
+        short = _without_room(client, steps)
+        if not short:
+            return Course(list(steps), upgrade.unprotected_s(steps, protected, times))
+    raise FtkvmError("FTKVM-666", steps=len({row["number"] for row in short}), of=len(steps), reasons=_named(short))
 
 
-def _fits_without(client: AgentClient, lost: Sequence[str], hosts: int) -> bool:
-    """Whether all that runs on these hosts has room on the others."""
-    if len(lost) >= hosts:
-        return False
-    return all(row["host"] for row in client.call("POST", "/v1/cluster/what-if", {"lose": list(lost)})["vms"])
+def _without_room(client: AgentClient, steps: Sequence[UpgradeStep]) -> list[Json]:
+    """The steps that have no room, with the sums. Agents of an older version do not tell: their steps refuse then."""
+    asked = {"steps": [{"do": step.do.value, "subject": step.subject, "host": step.host} for step in steps]}
+    try:
+        return list(client.call("POST", "/v1/cluster/upgrade-room", asked)["short"])
+    except FtkvmError as error:
+        if error.code != "FTKVM-901":
+            raise
+        click.echo("upgrade: the agents are of an older version; whether all has room is not looked at", err=True)
+        return []
+
+
+def _named(short: Sequence[Json], before: int = 0) -> str:
+    """The first of them; ``before``: so many steps of the plan come before those that were asked of."""
+    more = f"; and {len(short) - _NAMED} more" if len(short) > _NAMED else ""
+    return "; ".join(f"step {before + row['number']} ({row['text']})" for row in short[:_NAMED]) + more
 
 
 def _pair(vm: Json) -> dict[str, Any]:
@@ -175,13 +190,14 @@ class Executor:
         self._client, self._reporter, self._kept, self._course, self._host = client, reporter, kept, course, host
 
     def run(self) -> None:
-        """:raises FtkvmError: FTKVM-663, a step failed; the rest is kept"""
+        """:raises FtkvmError: FTKVM-663 a step failed, FTKVM-667 one has no room; the rest is kept"""
         course, steps = self._course, len(self._course.steps)
         self._kept.write(course)
         with Watch(self._client.home, course.predicted, course.measured):
             for number in range(course.done + 1, steps + 1):
                 step = course.steps[number - 1]
                 click.echo(f"upgrade: {number}/{steps} {step.text}", err=True)
+                self._require_room(number)
                 try:
                     self._do(step)
                 except FtkvmError as error:
@@ -198,6 +214,20 @@ class Executor:
                 course.done = number
                 self._kept.write(course)
         self._kept.forget()
+
+    def _require_room(self, number: int) -> None:
+        """Nothing is begun that has no room, up to where every VM has FT again.
+
+        :raises FtkvmError: FTKVM-667 with the sums
+        """
+        first = number - 1
+        if self._course.steps[first].do in (Do.UPGRADE, Do.EXIT):  # they need none, and the host may be down
+            return
+        ahead = self._course.steps[first : upgrade.stretch(self._course.steps, first)]
+        short = _without_room(self._client, ahead)
+        if short:
+            sums = _named(short, first)
+            raise FtkvmError("FTKVM-667", number=number, text=ahead[0].text, reasons=sums, off=self._off(number))
 
     def _off(self, number: int) -> str:
         """Which VMs the steps so far have left without FT."""

@@ -56,7 +56,7 @@ def require_valid(identity: Identity, revoked: frozenset[str], now_s: float) -> 
 
 
 _OPERATORS = re.compile(r"/v1/vms(/.*)?|/v1/hosts/[^/]+/maintenance")
-_VIEWERS_POST = re.compile(r"/v1/cluster/what-if")
+_VIEWERS_POST = re.compile(r"/v1/cluster/(what-if|upgrade-room)")
 _BETWEEN_HOSTS = re.compile(r"/v1/(local|peer)(/.*)?")
 
 

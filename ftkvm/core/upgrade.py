@@ -120,6 +120,22 @@ def _steps(hosts: list[str], vms: Sequence[FtVm], early: int) -> Iterator[Upgrad
         yield from _hosts([host])
 
 
+def stretch(steps: Sequence[UpgradeStep], first: int) -> int:
+    """Up to which index (exclusive) steps from ``first`` on belong together: where no VM is without FT for them.
+
+    What has no room there should not be begun: it would leave a VM without FT in the middle.
+    """
+    off: set[str] = set()
+    for index, step in enumerate(steps):
+        if step.do is Do.DISABLE:
+            off.add(step.subject)
+        elif step.do is Do.ENABLE:
+            off.discard(step.subject)
+        if index >= first and not off:
+            return index + 1
+    return len(steps)
+
+
 def _hosts(hosts: Sequence[str]) -> Iterator[UpgradeStep]:
     for do in (Do.ENTER, Do.UPGRADE, Do.EXIT):
         yield from (UpgradeStep(do, host) for host in hosts)

@@ -110,6 +110,7 @@ def refused(peers: HttpsPeers, code: str, method: str = "GET", path: str = "/v1/
 @pytest.mark.parametrize(("role", "method", "path", "allowed"), [
     (Role.VIEWER, "GET", "/v1/vms", True),
     (Role.VIEWER, "POST", "/v1/cluster/what-if", True),
+    (Role.VIEWER, "POST", "/v1/cluster/upgrade-room", True),
     (Role.VIEWER, "POST", "/v1/vms/vm1/stop", False),
     (Role.OPERATOR, "POST", "/v1/vms/vm1/stop", True),
     (Role.OPERATOR, "POST", "/v1/hosts/host1/maintenance", True),

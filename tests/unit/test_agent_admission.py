@@ -25,6 +25,7 @@ from ftkvm.agent.join import join
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.power import write_power
 from ftkvm.agent.service import Places, Service
+from ftkvm.agent.upgrade_room import UpgradeRoom
 from ftkvm.agent.vms import VmRecord, Vms
 from ftkvm.agent.workers import Workers
 from ftkvm.api.app import build_app
@@ -33,6 +34,7 @@ from ftkvm.cli.cluster import print_settings, print_validity, print_what_if
 from ftkvm.cli.output import Reporter
 from ftkvm.config import ClusterConfig, HostConfig, HostEntry, Paths
 from ftkvm.core.ha.model import Heartbeat
+from ftkvm.core.upgrade import Do, UpgradeStep
 from ftkvm.ports import Json, PeerUnreachable
 
 XML = """<domain><name>{name}</name><memory unit='KiB'>{kib}</memory>
@@ -48,6 +50,7 @@ class MadeUpHosts:
     started: list[tuple[str, str]] = field(default_factory=list)
     roles: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    free_mb: dict[str, int] = field(default_factory=dict)
 
     def call(self, host: str, method: str, path: str, json: Json | None = None, timeout_s: float = 5.0) -> Json:
         self.asked.append((host, path))
@@ -63,6 +66,9 @@ class MadeUpHosts:
             vms = len(self.running[host])
             return {"error": None, "cpu_mhz": 9000, "memory_mb": self.memory_mb.get(host, 9728), "vms": vms,
                     "bridges": ["br-vm"], "age_ms": 1}  # fmt: skip
+        if path == "/v1/peer/facts":
+            return {"datastore": "ok", "qemu_version": "11.1.3", "libvirt_version": "11.3.0", "cpu": "a", "ft_vms": 0,
+                    "free_memory_mb": self.free_mb.get(host, 1 << 20), "bridges": ["br-vm"]}  # fmt: skip
         self.started.append((host, path))
         return {"id": "x"}
 
@@ -141,6 +147,28 @@ def test_what_is_reckoned_with(world: World) -> None:
     assert (found["vm2", "h2"].memory_mb, found["vm2", "h2"].overhead_mb) == (2048, 2112)
     assert found["vm1", "h1"].bridges == {"br-vm"}
     assert [(host.cpu_mhz, host.memory_mb, host.good) for host in now.hosts] == [(9000, 9216, True)] * 3
+
+
+def test_the_room_of_an_upgrade_is_reckoned_with_the_memory_of_the_vms(world: World) -> None:
+    """Not with reservations, which most VMs have none of; and with what a host has left for others' sake."""
+    pair = world.vm(1, "h1", "primary", ft=True, memory_mb=2048)
+    world.runs(pair, "h2", "secondary")
+    world.vm(2, "h3", memory_mb=5000)
+    world.vm(3, memory_mb=90_000)  # it is off
+    room = UpgradeRoom(world.ctx, world.vms, world.admission)
+    steps = [UpgradeStep(Do.ENTER, "h3"), UpgradeStep(Do.EXIT, "h3")]
+    assert room.look(steps) == {"short": []}
+    world.peers.memory_mb = {"h1": 512 + 2112 + 5063, "h2": 512 + 4160 + 5063}
+    text = ("host h3: maintenance, its VMs move away: VM vm2: h1: 5063 of 7175 MB are left, 5064 are needed; "
+            "h2: 5063 of 9223 MB are left, 5064 are needed")  # fmt: skip
+    assert room.look(steps) == {"short": [{"number": 1, "vm": "vm2", "text": text}]}
+    world.peers.memory_mb = {"h2": 20_000}
+    world.peers.free_mb = {"h1": 100, "h2": 5064}
+    assert room.look(steps) == {"short": []}
+    world.peers.free_mb["h2"] = 5063
+    assert "h1: 100 of 2212 MB are left, 5064 are needed; h2: 5063 of 9223" in str(room.look(steps))
+    world.set(ha__admission_policy="failover-host", ha__failover_host="h2")
+    assert "h2: the failover host, which is kept empty" in str(room.look(steps))
 
 
 def test_hosts_in_maintenance_or_silent_do_not_count_and_their_vms_do(world: World) -> None:

@@ -23,6 +23,7 @@ from ftkvm.agent.health import Health
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.security import Security
 from ftkvm.agent.service import Service
+from ftkvm.agent.upgrade_room import UpgradeRoom
 from ftkvm.agent.vms import VmRecord, Vms
 from ftkvm.agent.workers import Workers
 from ftkvm.api.app import build_app
@@ -94,7 +95,8 @@ def app(context: AgentContext, place: Path) -> Any:
                           (files.key, pair.key)):  # fmt: skip
         write_private(path, content)
     security = Security(context, Trust(files))
-    routers = [cluster_router(changing, ClusterView(context, service, changing)), security_router(security)]
+    room = UpgradeRoom(context, vms, service.admission)
+    routers = [cluster_router(changing, ClusterView(context, service, changing), room), security_router(security)]
     context.datastore.replace("vms/u1/vm.json", VmRecord("u1", "vm1", False, {}, {}).to_json())
     context.datastore.replace_text("vms/u1/domain.xml", "<domain><name>vm1</name></domain>")
     return build_app(service, Health(context), routers)
