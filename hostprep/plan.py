@@ -211,6 +211,7 @@ def _services(facts: HostFacts, *, restart: bool) -> Iterator[Step]:
         " -n 3 -o cat >&2; exit 1; }",
         f"systemctl is-active -q {units}",
         f"systemctl restart {units}" if active else f"systemctl disable -q --now {units}",
+        timeout_s=400.0,  # each unit may take its own time-out to start
     )
 
 

@@ -5,7 +5,7 @@ set -eu
 network=$1
 export DEBIAN_FRONTEND=noninteractive
 dpkg -s nfs-kernel-server >/dev/null 2>&1 || { apt-get -q update && apt-get -q -y install --no-install-recommends nfs-kernel-server; }
-mkdir -p /srv/ftkvm
+mkdir -p /srv/ftkvm /etc/exports.d
 # sync: what a client was told is written is on the disk, also after this box loses its power
 echo "/srv/ftkvm $network(rw,sync,no_root_squash,no_subtree_check)" > /etc/exports.d/ftkvm.exports
 exportfs -ra

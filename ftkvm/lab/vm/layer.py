@@ -17,8 +17,8 @@ from ftkvm.lab.system import run
 
 Progress = Callable[[str], None]
 
-PACKAGES = ("virtiofsd",)
-"""Runs on this machine, from the image, as QEMU does."""
+PACKAGES = ("virtiofsd", "nfs-kernel-server", "nfs-common")
+"""The first runs on this machine, from the image, as QEMU does. A host may serve NFS to the others, and mount it."""
 
 UNMASKED = (
     "systemd-udevd.service",
@@ -28,6 +28,7 @@ UNMASKED = (
     "systemd-networkd.service",
     "systemd-sysctl.service",
 )
+DISABLED = ("nfs-server.service", "rpcbind.service", "rpcbind.socket", "nfs-blkmap.service")
 MASKED = ("systemd-networkd-wait-online.service", "ftlab-datastore.service", "systemd-hwdb-update.service")
 MODULES = ("virtio_net", "tun", "bridge", "i6300esb")
 """Loaded early: the search for devices takes an emulated machine long. KVM's module is left to udev."""
@@ -65,7 +66,7 @@ def nic_files(host: str) -> dict[str, str]:
 
 def layer_hash() -> str:
     """Six hex digits over everything above."""
-    said = json.dumps([PACKAGES, UNMASKED, MASKED, MODULES, FILES], sort_keys=True)
+    said = json.dumps([PACKAGES, UNMASKED, DISABLED, MASKED, MODULES, FILES], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:6]
 
 
@@ -124,3 +125,4 @@ def _settle(root: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
     run(["chroot", str(root), "systemctl", "enable", "--quiet", "systemd-networkd.service"])
+    run(["chroot", str(root), "systemctl", "disable", "--quiet", *DISABLED])
