@@ -147,7 +147,8 @@ def _surroundings(cluster: ClusterFile) -> Surroundings:
 def _keep(session: Session, nic: Nic, around: Surroundings, connect: Callable[[Target], Session]) -> None:
     """The host's network stays, if full frames get to the others there, and we to the host by a new connection."""
     others = around.others(nic.network, session.host)
-    lost = session.run(frames_lost(nic, others), timeout_s=20.0).stdout.split() if others else []
+    said = session.run(frames_lost(nic, others), timeout_s=20.0).stdout.split() if others else []
+    lost = [address for address in said if address in others]
     if lost:
         mtu = session.run(f"cat /sys/class/net/{nic.device}/mtu").stdout.strip()
         raise FtkvmError("FTKVM-750", host=session.host, other=others[lost[0]], network=nic.network, mtu=mtu)

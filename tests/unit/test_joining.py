@@ -29,7 +29,9 @@ from ftkvm.home import ClusterFile, Home
 from ftkvm.ports import Json, PeerUnreachable
 from hostprep import facts as facts_of
 from hostprep.facts import HostFacts, parse
+from hostprep.ground import Ground
 from hostprep.joining import machine_of, members
+from hostprep.nics import Nic
 from hostprep.plan import configuration
 from hostprep.prepare import prepare, require_out
 from hostprep.ssh import Result, Target
@@ -305,3 +307,50 @@ def test_a_host_that_another_operator_added_is_not_taken_back(cluster: Cluster) 
         with pytest.raises(FtkvmError) if code else contextlib.nullcontext() as caught:
             require_out(remote, str(cluster.datastore.root))
         assert (caught.value.code if caught else "", remote.commands) == (code, [])
+
+
+class Answering(Remote):
+    """One that says what a command of ours, known by a word of it, prints."""
+
+    def __init__(self, target: Target, facts: str, words: dict[str, str]) -> None:
+        super().__init__(target, facts)
+        self._words = words
+
+    def run(self, command: str, stdin: bytes = b"", timeout_s: float = 60.0) -> Result:
+        done = super().run(command, stdin, timeout_s)
+        said = next((text for word, text in self._words.items() if word in command), None)
+        return done if said is None else Result(0, said, "")
+
+
+@pytest.mark.parametrize(("lost", "reached", "code"), [
+    ("", False, "FTKVM-753"), ("10.1.0.2\n", True, "FTKVM-750"), ("", True, "FTKVM-213"),
+])  # fmt: skip
+def test_a_network_stays_only_if_a_new_connection_says_so(
+    cluster: Cluster, home: Home, lost: str, reached: bool, code: str
+) -> None:
+    """And if full frames get to the others. What is wrong otherwise is found later, and takes it back as well."""
+    links = json.dumps([{"ifname": "n7", "addr_info": [], "mtu": 1500, "flags": []}])
+    facts = told(cluster, links=links, bridges="")
+    remote = Answering(Target("host3", "10.0.0.3"), facts, {"ping": lost, "/mtu": "9000", "absent": "==ftkvm==\n" * 3})
+    again = Remote(remote.target, "")
+    connections = []
+
+    def connect(target: Target) -> Any:
+        connections.append(target)
+        if len(connections) == 1:
+            return remote
+        if not reached:
+            raise FtkvmError("FTKVM-210", host=target.host, address=target.address, detail="no answer")
+        return again
+
+    with pytest.raises(FtkvmError) as caught:
+        prepare(home, remote.target, lambda *_: None, connect=connect, hosts=lambda _home: cluster.hosts(),
+                ground=Ground(nics=(Nic.parse("ft=n7,10.1.0.7/24,mtu=9000"),)))  # fmt: skip
+    assert caught.value.code == code
+    timer = "ftkvm-nic-ft-revert"
+    armed = next(number for number, said in enumerate(remote.commands) if f"--unit={timer} --on-active" in said)
+    assert "systemctl start" in remote.commands[armed].partition("--on-active")[2], "the timer first, then the network"
+    confirmed = [said for said in again.commands if f"stop {timer}.timer && systemctl enable" in said]
+    assert len(confirmed) == (1 if code == "FTKVM-213" else 0)
+    undone = [said for said in remote.commands if "systemctl disable -q --now ftkvm-nic-ft.service" in said]
+    assert len(undone) == (0 if code == "FTKVM-213" else 1)
