@@ -155,6 +155,12 @@ CATALOGUE: dict[str, Message] = dict(
         _m("FTKVM-155", "VM {vm} is reset again and again: no second copy was begun within {seconds} s",
            "Its guest is emulated, and a copy that follows a boot under emulation is worth nothing; every reset begins the boot anew.",
            "Look at its console for why it does not stay up; then run the command again."),
+        _m("FTKVM-156", "no host has room for whole copies of the disks of VM {vm}: {reasons}",
+           "ft.disks is copy: on the second copy's host, the directory of each image must have as much free as the disk is large. What earlier copies left there is reckoned as free.",
+           "Make room on one of these hosts, or mount a larger file system at that directory; then run the command again. A VM that has FT on already gets its copy by itself.", 6),
+        _m("FTKVM-157", "VM {vm}: the copy of its disks to {host} failed: {detail}",
+           "The other host could not write its images: its file system or the datastore has no space left or does not work, or the FT network broke. What was copied is removed again; the VM runs on.",
+           "Make room on {host} (`df`), or mend what the message names; then run the command again. A VM that has FT on already gets its copy by itself.", 6),
         _m("FTKVM-144", "VM {vm} is not monitored: {why}", "Without signs of life from inside, a guest that hangs cannot be told from an idle one.",
            "Install and start qemu-guest-agent in the guest, and give the domain its channel: "
            "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>."),

@@ -7,7 +7,7 @@ import pytest
 
 from ftkvm.core.chain import ChainLimits, EpochImages, Side, garbage, overlay_path, parse_overlay, plan_chain
 from ftkvm.core.facts import DatastoreState, PairRecord
-from ftkvm.core.placement import HostFacts, Refusal, VmNeeds, choose_secondary
+from ftkvm.core.placement import HostFacts, Refusal, Room, VmNeeds, choose_secondary, lacking
 from ftkvm.core.plan import Finished, Journal, NeedsObservation, Plan, Run, Step, Undo, Where, next_move
 
 
@@ -128,6 +128,29 @@ def test_each_refusal(change: dict[str, object], why: Refusal) -> None:
     choice = choose_secondary([HOST, replace(HOST, name="b", **change)], VM)  # type: ignore[arg-type]
     assert choice.host is None
     assert choice.refusals["b"] == (why,)
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(("room", "lacks"), [
+    ({"/a": Room(1, 3 * GIB), "/b": Room(2, GIB)}, []),
+    ({"/a": Room(1, 3 * GIB), "/b": Room(1, 3 * GIB)}, []),
+    ({"/a": Room(1, 3 * GIB - 1), "/b": Room(1, 3 * GIB - 1)},
+     ["/a, /b: 3071 MiB free, whole copies may need 3072 MiB"]),
+    ({"/a": Room(1, GIB), "/b": Room(2, GIB)}, ["/a: 1024 MiB free, whole copies may need 2048 MiB"]),
+    ({"/a": Room(1, 2 * GIB), "/b": None}, ["there is no directory /b"]),
+    ({"/a": Room(1, 0)}, ["there is no directory /b", "/a: 0 MiB free, whole copies may need 2048 MiB"]),
+])  # fmt: skip
+def test_room_for_whole_copies(room: dict[str, Room | None], lacks: list[str]) -> None:
+    needs = replace(VM, copies={"/a": 2 * GIB, "/b": GIB})
+    assert lacking(room, needs.copies) == lacks
+    choice = choose_secondary([HOST, replace(HOST, name="b", room=room)], needs)
+    assert (choice.host, choice.refusals["b"]) == (("b", ()) if not lacks else (None, (Refusal.DISK_ROOM,)))
+
+
+def test_a_host_whose_room_is_not_known_is_asked_when_it_comes_to_it() -> None:
+    assert choose_secondary([HOST, replace(HOST, name="b")], replace(VM, copies={"/a": GIB})).host == "b"
 
 
 def test_excluded_host() -> None:

@@ -23,7 +23,6 @@ from ftkvm.core.checks.cluster import ClusterView, look
 from ftkvm.core.checks.host import PAIR_NETWORKS, HostView
 from ftkvm.core.checks.model import Finding, Result, run
 from ftkvm.core.ha import settings
-from ftkvm.core.placement import VmNeeds
 from ftkvm.ports import Json
 
 _TIMEOUT_S = 20.0
@@ -125,12 +124,12 @@ class Checks:
 
     def _hosts_for(self, record: VmRecord, xml: str) -> tuple[Result, ...]:
         """Whether a pair could be made now: this host, and one for the secondary."""
-        needs = VmNeeds.of(record.name, self._ctx.host, xml)
         return (
             _asked("this-host", "the host it runs on can be a primary's", lambda: ft_checks.require_ready(self._ctx)),
             _asked("ft-network", "a second host answers on the FT network",
                    lambda: ft_checks.require_secondary(self._ctx, record, None)),
-            _asked("second-host", "a second host fits", lambda: placing.choose_for(self._ctx, needs, None)),
+            _asked("second-host", "a second host fits",
+                   lambda: placing.choose_for(self._ctx, record.uuid, record.name, xml, None)),
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.migrate import MIGRATE_TIMEOUT_S, Migration
 from ftkvm.agent.operations import Operation
-from ftkvm.agent.placing import hosts_facts, no_place
+from ftkvm.agent.placing import hosts_facts, no_place, with_room
 from ftkvm.agent.records import PairDoc, PairStore
 from ftkvm.agent.storage import bounded
 from ftkvm.agent.vms import VmRecord, Vms
@@ -107,7 +107,7 @@ class Evacuation:
     def _third_host(self, record: VmRecord, facts: list[HostFacts]) -> tuple[str, int]:
         """The host for the new secondary of a pair that loses its copy here, as the agent of the other one will choose.
 
-        :raises FtkvmError: FTKVM-404 there is none, FTKVM-406 it is not one of a pair that stands
+        :raises FtkvmError: FTKVM-404, FTKVM-156 there is none, FTKVM-406 it is not one of a pair that stands
         """
         store = PairStore(self._ctx.datastore, record.uuid)
         pair, decided = bounded(self._ctx, lambda: _newest(store), f"ft/{record.uuid}")
@@ -116,10 +116,13 @@ class Evacuation:
             raise FtkvmError("FTKVM-406", vm=record.name, shown="there is no pair that stands")
         xml = self._vms.definition(record.uuid)
         needs = VmNeeds.of(record.name, pair.peer_of(ours).host, xml)
+        if pair.copied:
+            own = pair.primary if pair.primary.host == ours else pair.secondary
+            needs, facts = with_room(self._ctx, store, needs, facts, own.disks.values())
         kept = kept_empty(self._ctx.cluster.current().settings)
         choice = choose_secondary(facts, needs, [ours, *([kept] if kept else [])])
         if choice.host is None:
-            raise no_place(needs, {name: why for name, why in choice.refusals.items() if name != ours})
+            raise no_place(needs, {name: why for name, why in choice.refusals.items() if name != ours}, facts)
         return choice.host, needs.memory_mb * MEMORY_FACTOR
 
     def _move_off(self, record: VmRecord, tell: Callable[[str], None], *, secondary: bool) -> Json:

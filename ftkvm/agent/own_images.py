@@ -4,6 +4,7 @@ Each side of such a pair has whole images, and nothing of one is in the other. W
 epoch is :func:`ftkvm.core.newest.home`'s to say; here a file is deleted only when that names another host.
 """
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,8 +15,9 @@ from ..adapters import images
 from ..catalogue import FtkvmError
 from ..core.chain import Side, parse_overlay
 from ..core.checks.domain import changed_images, own_file
-from ..core.newest import home
+from ..core.newest import home, scratch
 from ..core.pair import Winner, WinnerState
+from ..core.placement import Room, lacking
 from ..engine.shape import Disk, plain_xml
 from .records import PairDoc, PairStore
 
@@ -66,16 +68,54 @@ def make_room(vm: str, host: str, disks: Mapping[str, str], sizes: Mapping[str, 
     for path in stale:
         if path not in disks.values():
             images.remove_copy(path)
-    needed: dict[Path, int] = {}
-    for target, path in disks.items():
-        needed[Path(path).parent] = needed.get(Path(path).parent, 0) + sizes[target]
-    for directory, size in needed.items():
-        if not directory.is_dir():
-            raise FtkvmError("FTKVM-521", vm=vm, host=host, detail=f"there is no directory {directory}")
-        free = shutil.disk_usage(directory).free
-        if free < size:
-            detail = f"{directory} has {free >> 20} MiB free, a whole copy may need {size >> 20} MiB"
-            raise FtkvmError("FTKVM-521", vm=vm, host=host, detail=detail)
+    needed = _by_directory((path, sizes[target]) for target, path in disks.items())
+    lacks = lacking(room(needed), needed)
+    if lacks:
+        raise FtkvmError("FTKVM-521", vm=vm, host=host, detail="; ".join(lacks))
+
+
+def whole_copies(files: Iterable[str]) -> dict[str, int]:
+    """What whole copies of images will need, in bytes by directory: as much as the disks are large. Blocks.
+
+    :raises FtkvmError: FTKVM-331 one cannot be read
+    """
+    return _by_directory((path, images.chain(path)[0].virtual_bytes) for path in files)
+
+
+def room(directories: Iterable[str], stale: Iterable[str] = ()) -> dict[str, Room | None]:
+    """What this host has free in directories; None: it is not there. Blocks.
+
+    :param stale: images that go before a copy is made here: what they take counts as free. Only such as we name ours.
+    """
+    freed: dict[int, int] = {}
+    for path in (file for each in stale for file in _with_scratch(each)):
+        with contextlib.suppress(OSError):
+            seen = Path(path).lstat()
+            freed[seen.st_dev] = freed.get(seen.st_dev, 0) + seen.st_blocks * 512
+    found: dict[str, Room | None] = {}
+    for directory in directories:
+        try:
+            device, free = Path(directory).stat().st_dev, shutil.disk_usage(directory).free
+        except OSError:
+            found[directory] = None
+        else:
+            found[directory] = Room(device, free + freed.get(device, 0)) if Path(directory).is_dir() else None
+    return found
+
+
+def _with_scratch(path: str) -> list[str]:
+    """The files that go with one of our images; none if it is not ours."""
+    known = parse_overlay(path)
+    scratches = [scratch(path, side) for side in (Side.ACTIVE, Side.HIDDEN)]
+    return [] if known is None else [path, *(scratches if known.side is Side.SECONDARY else ())]
+
+
+def _by_directory(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for path, size in sizes:
+        directory = str(Path(path).parent)
+        found[directory] = found.get(directory, 0) + size
+    return found
 
 
 def remove_lost(store: PairStore, me: str, epoch: int, paths: Sequence[str]) -> list[str]:

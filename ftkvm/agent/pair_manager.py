@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .cold_start import ColdStart
 from .context import AgentContext
 from .figures import DEFAULT_INTERVAL_MS
 from .outside import Found, look, tell_primary, warnings
-from .own_images import remove_lost
+from .own_images import remove_lost, room
 from .pair_life import PairLife
 from .pair_secondary import prepare
 from .pair_worker import PairWorker
@@ -251,8 +252,9 @@ class PairManager:
         document = self._read(store.vm) or {}
         if document.get("ft", {}).get("enabled"):
             raise FtkvmError("FTKVM-401", vm=name)
-        self._await_booted(worker, progress)
         target = choose_host(self.ctx, worker.vm, secondary)
+        if self._await_booted(worker, progress):
+            target = choose_host(self.ctx, worker.vm, secondary)  # what was seen before is old
         try:
             self.protect(worker, target, progress, enabling=True)
         except FtkvmError:
@@ -260,8 +262,8 @@ class PairManager:
         finally:
             worker.poller.refresh(0.5)
 
-    def _await_booted(self, worker: PairWorker, progress: Progress) -> None:
-        """Wait until an emulated guest has booted; QEMU's own word for its resets is heard meanwhile.
+    def _await_booted(self, worker: PairWorker, progress: Progress) -> bool:
+        """Wait until an emulated guest has booted, hearing QEMU's own word for its resets; False: nothing to wait for.
 
         :raises FtkvmError: FTKVM-102 it was switched off meanwhile, FTKVM-155 it is reset again and again
         """
@@ -279,6 +281,7 @@ class PairManager:
             return left
 
         fitness.await_booted(worker.name, left_s, lambda text: progress(0, len(steps.PROTECT), text))
+        return heard
 
     def protect(self, worker: PairWorker, secondary: str, progress: Progress, *, enabling: bool = False) -> PairDoc:
         """Run the plan once; what fails before the commit point is undone, after it arbitration takes over."""
@@ -549,6 +552,11 @@ class PairManager:
     def facts_for_peer(self) -> dict[str, Any]:
         """What placement wants to know of this host."""
         return own_facts(self.ctx, len(self.workers))
+
+    def room_for_peer(self, directories: Sequence[str], stale: Sequence[str]) -> dict[str, Any]:
+        """What is free here for whole copies; see :func:`ftkvm.agent.own_images.room`."""
+        found = self._run(lambda: room(directories, stale), "room of directories")
+        return {"room": {name: each and asdict(each) for name, each in found.items()}}
 
     def copy_for_peer(self, uuid: str) -> dict[str, Any]:
         """What this host's copy of a VM is now."""

@@ -20,6 +20,7 @@ from ..catalogue import FtkvmError
 from ..core.chain import Side, overlay_path, plan_chain
 from ..core.reasons import Reason
 from ..engine import graph, primary
+from ..engine.graph import EngineError
 from ..engine.machine import machine_of
 from ..engine.primary import Endpoints, NicPorts
 from ..engine.shape import Shape
@@ -231,6 +232,7 @@ class Protect:
 
     def mirror_disks(self) -> None:
         monitor, disks = self.vm.monitor(), self.vm.shape().disks
+        self.vm.job_error = None
         for disk in disks:
             primary.start_mirror(monitor, disk, self._end(), whole=self.copied)
 
@@ -238,7 +240,11 @@ class Protect:
             if self.copied:
                 done, of = primary.mirrored_bytes(monitor, disks)
                 self._tell_copied(100 * done // of if of else 0)
-            return all(primary.mirror_ready(monitor, disk) for disk in disks)
+            try:
+                return all(primary.mirror_ready(monitor, disk) for disk in disks)
+            except EngineError as error:
+                detail = self.vm.job_error or error
+                raise FtkvmError("FTKVM-157", vm=self.vm.name, host=self.secondary, detail=detail) from error
 
         what = f"mirror of {', '.join(disk.target for disk in disks)}"
         self._await(what, ready, self._left_s(), 0.2 if self.copied else 0.02)

@@ -37,6 +37,11 @@ def router(pairs: PairManager) -> APIRouter:
     def peer_facts() -> dict[str, Any]:
         return pairs.facts_for_peer()
 
+    @routes.post("/room")
+    def peer_room(request: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+        directories, stale = ([str(path) for path in request.get(key, ())] for key in ("directories", "stale"))
+        return pairs.room_for_peer(directories, stale)
+
     @routes.get("/pairs/{uuid}")
     def peer_pair(uuid: str) -> dict[str, Any]:
         return pairs.copy_for_peer(uuid)

@@ -1,7 +1,7 @@
 """Where a new secondary goes (FT-05, FT-07). Pure: the hosts' facts in, a choice or each host's refusal out."""
 
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -24,6 +24,15 @@ class Refusal(StrEnum):
     NETWORK = "network"
     FT_NETWORK = "ft-network"
     MEMORY = "memory"
+    DISK_ROOM = "disk-room"
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is free in a directory; directories of one file system (`device`) have it together."""
+
+    device: int
+    free_bytes: int
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,8 @@ class HostFacts:
     """What is known of one host. `cpu`: a fingerprint of vendor, family, model, stepping and extensions.
 
     `cpu_group`: the operator's group within which this processor may be paired with others (see `checks/cpu.py`).
-    `ft_reached`: not that it is unreachable on the FT network from the primary's host.
+    `ft_reached`: not that it is unreachable on the FT network from the primary's host. `room`: by directory, None where
+    there is no such directory; None altogether: not known, and the host itself refuses when it is asked.
     """
 
     name: str
@@ -46,16 +56,18 @@ class HostFacts:
     bridges: frozenset[str] = frozenset()
     cpu_group: str = ""
     ft_reached: bool = True
+    room: Mapping[str, Room | None] | None = None
 
 
 @dataclass(frozen=True)
 class VmNeeds:
-    """What the VM asks of its secondary's host."""
+    """What the VM asks of its secondary's host. `copies`: bytes of whole images by directory, if it gets its own."""
 
     name: str
     primary_host: str
     memory_mb: int
     bridges: frozenset[str] = frozenset()
+    copies: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, primary_host: str, xml: str) -> "VmNeeds":
@@ -78,6 +90,19 @@ class Choice:
 #: The secondary keeps a second copy of the guest's memory for the checkpoint being loaded.
 MEMORY_FACTOR = 2
 
+
+def lacking(room: Mapping[str, Room | None], copies: Mapping[str, int]) -> list[str]:
+    """What is missing for whole copies (bytes by directory), with the sums; empty if they fit."""
+    found = [f"there is no directory {directory}" for directory in sorted(copies) if room.get(directory) is None]
+    there = {directory: known for directory in sorted(copies) if (known := room.get(directory)) is not None}
+    for device in dict.fromkeys(known.device for known in there.values()):
+        names = [directory for directory, known in there.items() if known.device == device]
+        free, wanted = there[names[0]].free_bytes, sum(copies[name] for name in names)
+        if free < wanted:
+            found.append(f"{', '.join(names)}: {free >> 20} MiB free, whole copies may need {-(-wanted >> 20)} MiB")
+    return found
+
+
 Check = Callable[[HostFacts, HostFacts, VmNeeds], bool]
 CHECKS: tuple[tuple[Refusal, Check], ...] = (
     (Refusal.PRIMARY_HOST, lambda host, primary, vm: host.name != vm.primary_host),
@@ -90,6 +115,7 @@ CHECKS: tuple[tuple[Refusal, Check], ...] = (
     (Refusal.NETWORK, lambda host, primary, vm: vm.bridges <= host.bridges),
     (Refusal.FT_NETWORK, lambda host, primary, vm: host.ft_reached),
     (Refusal.MEMORY, lambda host, primary, vm: host.free_memory_mb >= MEMORY_FACTOR * vm.memory_mb),
+    (Refusal.DISK_ROOM, lambda host, primary, vm: host.room is None or not lacking(host.room, vm.copies)),
 )
 
 

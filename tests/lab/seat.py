@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ DOMAIN = """<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory
 <target dev='vda' bus='virtio'/></disk>
 <interface type='bridge'><source bridge='br-vm'/><model type='virtio'/>{driver}</interface></devices></domain>"""
 
+
+WAIT_POINT = "/run/ftkvm/wait-after-step"
 
 HOUSEKEEPING = {"hosts", "leases", "roles", "history"}
 """What agents write on their own, whatever an operator does."""
@@ -164,6 +167,27 @@ class Seat:
             return pair.get("state") == "protected" and pair["epoch"] > after_epoch and not pair.get("operation")
 
         return dict(self.wait_vm(name, "protected", protected, timeout_s)["pair"])
+
+    @contextmanager
+    def waiting_after(self, step: str, *command: str, timeout_s: float = 60) -> Iterator[list[Said]]:
+        """Run a command whose plan, on the first host, waits after ``step``; inside, it waits; afterwards it has ended,
+        its answer yielded."""
+        here, said = self.hosts[0], list[Said]()
+        here.run(["sh", "-c", f"echo {step} > {WAIT_POINT}"])
+        thread = threading.Thread(target=lambda: said.append(self.run(*command, timeout_s=timeout_s + 60)))
+        thread.start()
+        try:
+            deadline = time.monotonic() + timeout_s
+            while not here.succeeds(["test", "-e", f"{WAIT_POINT}.reached"]):
+                assert thread.is_alive(), f"never waited after {step}: {said}"
+                assert time.monotonic() < deadline, f"never waited after {step}\n{self.logs()}"
+                time.sleep(0.1)
+            yield said
+        finally:
+            if here.running:
+                here.run(["rm", "-f", WAIT_POINT])
+            thread.join(timeout_s + 60)
+            assert not thread.is_alive(), f"{command} does not end\n{self.logs()}"
 
     def logs(self, lines: int = 30) -> str:
         """The last words of each agent."""

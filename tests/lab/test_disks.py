@@ -15,7 +15,7 @@ from ftkvm.lab import lab as labs
 from ftkvm.lab.client import CounterClient, LedgerClient, wait_for_guest
 from ftkvm.lab.host import Host
 
-from .disk import image_of, place
+from .disk import image_of, place, qmp
 from .seat import DOMAIN, Seat, seated
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
@@ -177,6 +177,45 @@ def test_a_conversion_whose_agent_dies_is_made_anew(seat: Seat) -> None:
     seat.ok("vm", "prepare", "v3")
     assert not list(images.glob("*.converting"))
     one.run(["qemu-img", "compare", vmdk, f"{seat.inside}/images/v3.qcow2"], timeout_s=60)
+
+
+def test_a_host_without_room_takes_no_copy_and_one_that_is_filled_up_half_way_loses_it_again(seat: Seat) -> None:
+    one, two, three = seat.hosts
+    small = f"{OWN}/small"
+    disk = f"{small}/r1.qcow2"
+    one.run(["mkdir", "-p", small])
+    two.run(["sh", "-c", f"mkdir -p {small} && mount -t tmpfs -o size=48M none {small}"])
+    one.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"])
+    one.run(["qemu-io", "-c", "write -P 7 0 40M", disk], timeout_s=60)
+    define(seat, one, "r1", disk, "qcow2")
+    seat.ok("vm", "register", "r1", "--host", one.name)
+    seat.ok("vm", "set", "r1", "ft.disks=copy")
+    seat.ok("vm", "start", "r1", "--host", one.name)
+    with seat.unchanged():
+        refused = seat.run("enable", "r1")
+        checked = seat.run("check", "vm", "r1", "--for-ft")
+    room = f"{two.name}: disk-room ({small}: 48 MiB free, whole copies may need 64 MiB)"
+    assert (refused.code, room in refused.err, checked.status) == ("FTKVM-156", True, 1), refused.err
+    assert f"{three.name}: disk-room (there is no directory {small})" in refused.err
+    assert [room in each["text"] for each in checked.out["findings"] if each["code"] == "FTKVM-156"] == [True]
+    two.run(["mount", "-o", "remount,size=72M", small])
+    nodes = qmp(one, "r1", "query-named-block-nodes", flat=True)
+    with seat.waiting_after("channels", "enable", "r1", timeout_s=PATIENCE_S) as ended:
+        assert "r1.qcow2.ft-1-s.qcow2" in two.run(["ls", small])
+        two.run(["fallocate", "-l", "50M", f"{small}/fill"])
+    (said,) = ended
+    assert (said.code, "No space left on device" in said.err) == ("FTKVM-157", True), said.err + seat.logs()
+    assert two.run(["ls", small]).split() == ["fill"]
+    assert (seat.vm("r1")["state"], seat.vm("r1")["ft"]) == ("running", False)
+    after = qmp(one, "r1", "query-named-block-nodes", flat=True)
+    assert {node["node-name"] for node in after} == {node["node-name"] for node in nodes}
+    assert "r1" not in two.run(["virsh", "-q", "list", "--all", "--name"]).split()
+    two.run(["rm", f"{small}/fill"])
+    seat.ok("enable", "r1")
+    assert seat.wait_protected("r1", 0, PATIENCE_S)["secondary_host"] == two.name
+    seat.ok("turn-off", "r1")
+    seat.ok("vm", "stop", "--force", "r1")
+    two.run(["umount", small])
 
 
 @pytest.mark.parametrize("step", ["secondary", "mirror", "record"])

@@ -11,10 +11,8 @@ import json
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -24,12 +22,11 @@ from ftkvm.lab.host import Host
 
 from .conftest import SEED
 from .disk import Disk, images, qmp
-from .seat import Said, Seat, seated
+from .seat import Seat, seated
 
 pytestmark = pytest.mark.lab
 
 VM = "d1"
-WAIT_POINT = "/run/ftkvm/wait-after-step"
 PATIENCE_S = 90
 
 
@@ -77,28 +74,6 @@ def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
 @pytest.fixture(scope="module")
 def disk(seat: Seat) -> Disk:
     return Disk(seat, VM)
-
-
-@contextmanager
-def waiting_after(seat: Seat, step: str, *command: str) -> Iterator[list[Said]]:
-    """Run a command whose plan waits after ``step``; inside, it waits; afterwards it has ended, its answer yielded."""
-    here = seat.hosts[0]
-    here.run(["sh", "-c", f"echo {step} > {WAIT_POINT}"])
-    said: list[Said] = []
-    thread = threading.Thread(target=lambda: said.append(seat.run(*command, timeout_s=PATIENCE_S + 60)))
-    thread.start()
-    try:
-        deadline = time.monotonic() + PATIENCE_S
-        while not here.succeeds(["test", "-e", f"{WAIT_POINT}.reached"]):
-            assert thread.is_alive(), f"never waited after {step}: {said}"
-            assert time.monotonic() < deadline, f"never waited after {step}\n{seat.logs()}"
-            time.sleep(0.1)
-        yield said
-    finally:
-        if here.running:
-            here.run(["rm", "-f", WAIT_POINT])
-        thread.join(PATIENCE_S + 60)
-        assert not thread.is_alive(), f"{command} does not end\n{seat.logs()}"
 
 
 def running_on(seat: Seat, patience_s: float = 5.0) -> list[str]:
@@ -165,7 +140,7 @@ def test_disturbed(seat: Seat, disk: Disk, plan: str, step: str, damage: str) ->
         assert seat.run("enable", VM).status == 0
         seat.wait_protected(VM, 0, PATIENCE_S)
     disk.write(here)
-    with waiting_after(seat, step, plan, VM) as said:
+    with seat.waiting_after(step, plan, VM, timeout_s=PATIENCE_S) as said:
         DAMAGES[damage](here, there)
     lost = [host.name for host in seat.hosts if not host.running]
     if lost:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from ftkvm.adapters import images
 from ftkvm.adapters.datastore import DirectoryDatastore
 from ftkvm.agent import vm_file
 from ftkvm.agent.checks import Checks
@@ -17,14 +18,15 @@ from ftkvm.agent.context import AgentContext
 from ftkvm.agent.evacuation import unprotected_s
 from ftkvm.agent.ha import documents
 from ftkvm.agent.operations import Operations
-from ftkvm.agent.placing import choose_host
+from ftkvm.agent.placing import choose_host, no_place
 from ftkvm.agent.records import CopyPlace, PairDoc, PairStore
 from ftkvm.agent.service import Service
 from ftkvm.agent.vms import VmRecord, Vms
 from ftkvm.agent.workers import Workers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig, HostConfig, HostEntry, Paths
-from ftkvm.core.placement import VmNeeds
+from ftkvm.core.facts import DatastoreState
+from ftkvm.core.placement import HostFacts, Refusal, Room, VmNeeds
 from ftkvm.core.reasons import Reason
 from ftkvm.ports import Json, PeerUnreachable, Progress
 
@@ -111,6 +113,7 @@ class Cluster:
     reader: ClusterReader
     service: Service = field(init=False)
     old_agent: bool = False
+    room: dict[str, Json] = field(default_factory=dict)
 
     def call(self, host: str, method: str, path: str, json: Json | None = None, timeout_s: float = 5.0) -> Json:
         if host not in self.free_mb:
@@ -118,6 +121,10 @@ class Cluster:
         if path == "/v1/peer/facts":
             return {"datastore": "ok", "qemu_version": "11.1.3", "libvirt_version": "11.3.0", "cpu": "a", "ft_vms": 0,
                     "free_memory_mb": self.free_mb[host], "bridges": ["br-vm"]}  # fmt: skip
+        if path == "/v1/peer/room":
+            if host not in self.room:
+                raise FtkvmError("FTKVM-901", detail="Not Found")
+            return {"room": self.room[host]}
         if path == "/v1/local/vms":
             return {"vms": self.service.vms.local() if host == "h1" else []}
         if path == "/v1/health":
@@ -130,8 +137,9 @@ class Cluster:
         assert path == "/v1/local/evacuate"
         return self.service.evacuate_here()
 
-    def vm(self, number: int, secondary: str | None = None, primary: str = "h1", *, decided: bool = False) -> str:
-        """A VM that has a copy on h1; with ``secondary``, one of a pair."""
+    def vm(self, number: int, secondary: str | None = None, primary: str = "h1", *, decided: bool = False,
+           disks: dict[str, str] | None = None) -> str:  # fmt: skip
+        """A VM that has a copy on h1; with ``secondary``, one of a pair; with ``disks``, of one with whole copies."""
         uuid, name = f"u{number}", f"vm{number}"
         record = VmRecord(uuid, name, secondary is not None, {}, {})
         vm_file.create(self.datastore, uuid, record.to_json())
@@ -139,7 +147,8 @@ class Cluster:
         self.libvirt.running[uuid] = Domain(uuid, name)
         store = PairStore(self.datastore, uuid)
         if secondary is not None:
-            store.create(PairDoc(uuid, name, 1, CopyPlace(primary, {}, "b"), CopyPlace(secondary, {}, "b"), 1))
+            places = (CopyPlace(primary, disks or {}, "b"), CopyPlace(secondary, disks or {}, "b"))
+            store.create(PairDoc(uuid, name, 1, *places, 1, copied=disks is not None))
             if decided:
                 store.arbitrate(1, primary, "b", Reason.MOVED)
             if primary == "h1":
@@ -245,6 +254,32 @@ def test_memory_of_a_definition(memory: str, mb: int) -> None:
 def test_memory_that_is_not_understood(memory: str) -> None:
     with pytest.raises(ValueError, match=r"much|stone"):
         VmNeeds.of("vm1", "h1", f"<domain>{memory}</domain>")
+
+
+def test_a_host_without_room_for_a_whole_copy_takes_none(cluster: Cluster, tmp_path: Path) -> None:
+    """ft.disks=copy: the sum is told; a host that does not know the question, of an older version, is not ruled out."""
+    image = tmp_path / "vm1.qcow2"
+    images.create_empty(str(image), 1 << 30)
+    cluster.vm(1, secondary="h2", disks={"vda": str(image)})
+    cluster.room["h3"] = {str(tmp_path): {"device": 7, "free_bytes": (1 << 30) - 1}}
+    assert cluster.refused().cause.count("no host has room for whole copies of the disks of VM vm1: h2: primary-host; "
+        f"h3: disk-room ({tmp_path}: 1023 MiB free, whole copies may need 1024 MiB)") == 1  # fmt: skip
+    cluster.room["h3"] = {str(tmp_path): None}
+    assert f"h3: disk-room (there is no directory {tmp_path})" in cluster.refused().cause
+    cluster.room["h3"] = {str(tmp_path): {"device": 7, "free_bytes": 1 << 30}}
+    assert cluster.service.obstacles_here() == {"obstacles": {}}
+    del cluster.room["h3"]
+    assert cluster.service.obstacles_here() == {"obstacles": {}}
+
+
+def test_room_is_named_only_if_it_is_all_that_a_host_lacks() -> None:
+    needs = VmNeeds("vm1", "h1", 512, copies={"/d": 5 << 20})
+    facts = [HostFacts("h2", True, DatastoreState.OK, "11", "11", "c", 0, room={"/d": Room(1, 0)})]
+    both = {"h2": (Refusal.MEMORY, Refusal.DISK_ROOM), "h3": (Refusal.NOT_ALIVE,)}
+    sum_ = "/d: 0 MiB free, whole copies may need 5 MiB"
+    reasons = f"h2: memory, disk-room ({sum_}); h3: not-alive"
+    assert str(no_place(needs, both, facts)) == f"FTKVM-404: no second host for VM vm1: {reasons}"
+    assert no_place(needs, {**both, "h2": (Refusal.DISK_ROOM,)}, facts).code == "FTKVM-156"
 
 
 def test_two_pairs_do_not_both_count_on_the_same_room(cluster: Cluster) -> None:

@@ -12,7 +12,15 @@ from ftkvm.adapters import images
 from ftkvm.adapters.datastore import DirectoryDatastore
 from ftkvm.agent.cold_start import ColdStart
 from ftkvm.agent.context import AgentContext
-from ftkvm.agent.own_images import define_on, make_room, remove_lost, require_own_images, stale_on
+from ftkvm.agent.own_images import (
+    define_on,
+    make_room,
+    remove_lost,
+    require_own_images,
+    room,
+    stale_on,
+    whole_copies,
+)
 from ftkvm.agent.records import CopyPlace, OperationDoc, PairDoc, PairStore
 from ftkvm.agent.workers import Workers
 from ftkvm.catalogue import FtkvmError
@@ -251,6 +259,31 @@ def test_room_for_a_whole_copy(world: World) -> None:
         make_room("v1", "b", {"vda": world.secondary(2)}, {"vda": 1 << 60}, [])
     with pytest.raises(FtkvmError, match="no directory"):
         make_room("v1", "b", {"vda": "/nowhere/v.ft-1-s.qcow2"}, {"vda": 1}, [])
+
+
+def test_what_is_free_counts_what_goes_first(world: World) -> None:
+    """Only images that we named: nobody makes room by naming somebody else's file."""
+    world.on("b")
+    other = world.own / "other.qcow2"
+    for path in (world.secondary(1), world.secondary(1, "a"), world.secondary(1, "h"), str(other)):
+        images.create_empty(path, SIZE)
+        subprocess.run(["qemu-io", "-c", "write -P 1 0 1M", path], capture_output=True, check=True)
+    directory = str(world.own)
+    plain = room([directory])[directory]
+    more = room([directory], [world.secondary(1), world.secondary(7), str(other)])[directory]
+    assert plain is not None and more is not None and plain.device == more.device
+    assert 3 << 20 <= more.free_bytes - plain.free_bytes < 4 << 20
+    assert room(["/nowhere", world.secondary(1)]) == {"/nowhere": None, world.secondary(1): None}
+
+
+def test_whole_copies_are_as_large_as_the_disks(world: World) -> None:
+    world.on("a")
+    images.create_empty(world.base, SIZE)
+    (world.own / "more").mkdir()
+    for name in ("x", "y"):
+        images.create_empty(str(world.own / "more" / name), 2 * SIZE)
+    found = whole_copies([world.base, str(world.own / "more/x"), str(world.own / "more/y")])
+    assert found == {str(world.own): SIZE, str(world.own / "more"): 4 * SIZE}
 
 
 @pytest.mark.parametrize(("source", "is_own"), [("/var/lib/vm/a.qcow2", True), ("/srv/ft/a.qcow2", False), ("", False),
