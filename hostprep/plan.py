@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ftkvm.adapters.datastore import parse_document
 from ftkvm.agent.ha.documents import understood
-from ftkvm.agent.join import entered
+from ftkvm.agent.join import ASK, NOT_IN, entered
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig
 from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts
@@ -17,11 +17,18 @@ from hostprep.package import Package
 from hostprep.units import UNIT_FILES
 
 CONFIG = "/etc/ftkvm/agent.toml"
+NOT_DONE = NOT_IN
+"""The exit status by which a step's question says no."""
+_JOIN_S = 30
 
 
 @dataclass(frozen=True)
 class Step:
-    """One change on a host. Shell commands; ``proof`` succeeds when the change is there, ``undo`` takes it back."""
+    """One change on a host. Shell commands; ``proof`` succeeds when the change is there, ``undo`` takes it back.
+
+    ``question``: of a step that others see, asked when nobody knows whether it was done: it ends with 0 if it was,
+    with :data:`NOT_DONE` if it was not and will not be, else if that cannot be told. It gets ``stdin``, too.
+    """
 
     name: str
     text: str
@@ -30,6 +37,7 @@ class Step:
     undo: str
     stdin: bytes = b""
     timeout_s: float = 60.0
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,14 +195,25 @@ def file_step(path: str, content: bytes, mode: int, journal: str) -> Step:
 
 
 def join_step(wish: Wish) -> Step:
-    """Enter the host into the cluster; last, when its agent has answered. Does nothing if it is in it already."""
+    """Enter the host into the cluster; last, when its agent has answered. Does nothing if it is in it already.
+
+    safety: a host whose agent is taken away after the cluster has been told of it would be a lost one. So where this
+    step is cut off, nothing is undone before the configuration has been read again, and that not before the command,
+    which goes on without us, has ended: both hold the same lock.
+    """
+    lock = "mkdir -p /run/ftkvm; exec 9>/run/ftkvm/join.lock; flock -w"
+    program = "PYTHONPATH=/opt/ftkvm python3 -m ftkvm.agent.join"
     return Step(
         "join",
         "enter the host into the cluster's configuration",
-        "PYTHONPATH=/opt/ftkvm python3 -m ftkvm.agent.join",
+        f"{lock} 5 9 && {program.replace('python3', f'timeout -s KILL {_JOIN_S} python3')}",
         "true",
-        "true",  # it is the last step, and one that fails has entered nothing
+        "true",  # it is the last step; its question is asked before anything is undone
         stdin=json.dumps(dict(wish.join)).encode(),
+        timeout_s=_JOIN_S + 10.0,
+        # the second: a command sent just before has the lock by then
+        question=f"sleep 1; {lock} {_JOIN_S + 10} 9 &&"
+        f" {program.replace('python3', 'timeout -s KILL 10 python3')} {ASK}",
     )
 
 

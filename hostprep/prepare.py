@@ -96,8 +96,8 @@ def prepare(
                 found = facts_of.gather(session, cluster.datastore, _file_names())
             done = _prepare(home, cluster, session, found, progress, dry_run=dry_run, hosts=hosts)
         except (FtkvmError, KeyboardInterrupt):
-            if first and not _is_member(target.host, found, cluster):
-                _take_back_quietly(session, JOURNAL)
+            if first:
+                _take_back_unless_member(session, target.host, cluster, JOURNAL)
             raise
     return replace(done, steps=[*(step.text for step in first), *done.steps])
 
@@ -122,8 +122,7 @@ def _prepare(
     try:
         _apply(session, todo, progress, check, cluster.datastore, others)
     except (FtkvmError, KeyboardInterrupt):
-        if not _is_member(entry.name, found, cluster):  # what an earlier run did that was cut off goes, too
-            _take_back_quietly(session, wish.journal)
+        _take_back_unless_member(session, entry.name, cluster, wish.journal)
         raise
     if not any(step.name == "services" for step in steps):
         check()
@@ -169,9 +168,11 @@ def _is_member(name: str, found: HostFacts, cluster: ClusterFile) -> bool:
     return active or name in cluster.hosts or (config is not None and name in config.hosts)
 
 
-def _take_back_quietly(session: Session, journal: str) -> None:
+def _take_back_unless_member(session: Session, name: str, cluster: ClusterFile, journal: str) -> None:
+    """What an earlier run left goes, too. The host is asked again: the failed run may have entered it."""
     try:
-        take_back(session, journal)
+        if not _is_member(name, facts_of.gather(session, cluster.datastore, _file_names()), cluster):
+            take_back(session, journal)
     except FtkvmError as error:
         log.warning("what was changed on %s is not taken back: %s", session.host, error)
 

@@ -2,6 +2,8 @@
 
 Run on the host by hostprep, with a JSON document on standard input: ``{"cluster", "id", "datastore", "host": {"name",
 …}, "first": bool, "settings": {}}``. ``first`` allows making a new cluster on the datastore. Idempotent.
+
+With ``--ask`` nothing is changed: exit status 0, the host is in that cluster; 3, it is not; another, nobody knows.
 """
 
 import json
@@ -17,6 +19,8 @@ from ftkvm.ports import Datastore, Json
 
 ID_SETTING = "cluster.id"
 _ATTEMPTS = 20
+ASK = "--ask"
+NOT_IN = 3
 
 
 def join(datastore: Datastore, wish: Json) -> ClusterConfig:
@@ -74,11 +78,21 @@ def _require_own_addresses(entry: HostEntry, config: ClusterConfig) -> None:
                 )
 
 
+def is_in(config: ClusterConfig | None, wish: Json) -> bool:
+    """Whether nothing is left to do. Pure."""
+    try:
+        return config is not None and entered(config, wish) == config
+    except FtkvmError:  # it is another host, or another cluster
+        return False
+
+
 def main() -> int:
     """Read the wish, join, print the version; a failure is printed as one line on standard error."""
     wish = json.load(sys.stdin)
     datastore = DirectoryDatastore(Path(wish["datastore"]), str(wish["host"]["name"]))
     try:
+        if ASK in sys.argv[1:]:
+            return 0 if is_in(latest_config(datastore), wish) else NOT_IN
         if wish["first"]:
             datastore.initialise()
         config = join(datastore, wish)

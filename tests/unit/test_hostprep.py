@@ -2,9 +2,11 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +57,7 @@ def good() -> HostFacts:
     )  # fmt: skip
 
 
-JOIN = {
+JOIN: dict[str, Any] = {
     "cluster": "c", "id": "id", "datastore": "/srv/ftkvm", "first": True,
     "host": {"name": "host1", "management": "10.0.0.1", "ft": "10.1.0.1", "migration": "10.2.0.1"},
 }  # fmt: skip
@@ -199,6 +201,79 @@ def test_a_step_is_believed_only_with_its_proof(tmp_path: Path) -> None:
     with pytest.raises(FtkvmError):
         apply(Local(), [*_steps(tmp_path), liar], lambda *_: None, {})
     assert _content(tmp_path) == {}
+
+
+class Interrupted(Local):
+    """Ctrl-C is pressed while the command runs, which ends on its own; ``mute``: then the connection breaks."""
+
+    def __init__(self, command: str, *, mute: bool = False) -> None:
+        self._command, self._mute = command, mute
+
+    def run(self, command: str, stdin: bytes = b"", timeout_s: float = 60.0) -> Result:
+        if self._mute and command != self._command and command.startswith("grep"):
+            raise FtkvmError("FTKVM-210", host=self.host, address="10.0.0.1", detail="the connection broke")
+        done = super().run(command, stdin, timeout_s)
+        if command == self._command:
+            raise KeyboardInterrupt
+        return done
+
+
+def _entering(register: Path, *, effect: bool) -> Step:
+    command = f"cat >> {register}" if effect else "cat > /dev/null"
+    question = f"grep -qxF -f - {register} || exit {planning.NOT_DONE}"
+    return Step("join", "enter it", command, "true", "true", stdin=b"host1", question=question)
+
+
+def test_a_step_that_was_done_though_cut_off_is_not_undone(tmp_path: Path) -> None:
+    register = tmp_path / "register"
+    register.touch()
+    join = _entering(register, effect=True)
+    steps = _steps(tmp_path / "root")
+    apply(Interrupted(join.command), [*steps, join], lambda *_: None, {})
+    assert register.read_text() == "host1"
+    assert (tmp_path / "root/d3/file").exists()
+
+
+def test_a_step_that_was_cut_off_and_not_done_is_undone(tmp_path: Path) -> None:
+    register = tmp_path / "register"
+    register.touch()
+    join = _entering(register, effect=False)
+    with pytest.raises(KeyboardInterrupt):
+        apply(Interrupted(join.command), [*_steps(tmp_path / "root"), join], lambda *_: None, {})
+    assert not (tmp_path / "root").exists() or not _content(tmp_path / "root")
+
+
+@pytest.mark.parametrize("effect", [True, False])
+@pytest.mark.parametrize("mute", [True, False])
+def test_nothing_is_undone_while_nobody_knows(tmp_path: Path, effect: bool, mute: bool) -> None:
+    """The host does not answer, or cannot tell (the register is not there)."""
+    join = _entering(tmp_path / "register", effect=effect and mute)
+    if not mute:
+        join = replace(join, question="echo the datastore hangs >&2; exit 1")
+    with pytest.raises(FtkvmError) as caught:
+        apply(Interrupted(join.command, mute=mute), [*_steps(tmp_path / "root"), join], lambda *_: None, {})
+    assert caught.value.code == "FTKVM-360"
+    assert (tmp_path / "root/d3/file").exists()
+
+
+def test_the_join_and_its_question_as_they_are_run(tmp_path: Path) -> None:
+    """With the real program: asked before, after, and about a host with another address."""
+    store = tmp_path / "store"
+    store.mkdir()
+    document = {**JOIN, "datastore": str(store)}
+    step = planning.join_step(replace(wish(), join=document))
+
+    def run(command: str, words: Mapping[str, object]) -> int:
+        command = command.replace("/opt/ftkvm", str(Path(__file__).parents[2])).replace("/run/ftkvm", str(tmp_path))
+        command = command.replace("python3", sys.executable).replace("sleep 1; ", "")
+        return Local().run(command, json.dumps(words).encode()).status
+
+    assert run(step.question, document) == 1, "an empty directory: perhaps the datastore is not mounted"
+    assert run(step.command, document) == 0
+    assert run(step.question, document) == 0
+    other = {**document, "host": {**JOIN["host"], "migration": "10.2.0.9"}}
+    assert run(step.question, other) == planning.NOT_DONE
+    assert run(step.question, {**document, "id": "another"}) == planning.NOT_DONE
 
 
 @pytest.mark.parametrize("interrupted", range(6))
