@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ftkvm.catalogue import FtkvmError
+from ftkvm.core import clock as clocks
+from ftkvm.core.clock import Clock
 from hostprep.runner import Runner
 
 PACKAGES = (
@@ -65,10 +67,17 @@ class HostFacts:
     links: Mapping[str, Link] = field(default_factory=dict)
     mounted: str = ""
     """What is mounted at the datastore's own path (``server:/export``, a device); empty if nothing is."""
+    clock: Clock = field(default_factory=Clock)
 
 
 def script(datastore: str, files: Sequence[str]) -> str:
     """The shell script whose output :func:`parse` understands; it changes nothing but a test file on the datastore."""
+    commands = sections(datastore, files)
+    return "\n".join(f"echo '{MARK}{name}'\n{command}" for name, command in commands.items()) + f"\necho '{MARK}end'\n"
+
+
+def sections(datastore: str, files: Sequence[str]) -> dict[str, str]:
+    """Each fact's name and its command."""
     path, probe = shlex.quote(datastore), shlex.quote(f"{datastore}/.ftkvm-write-test")
     names = " ".join(shlex.quote(name) for name in files)
     packages = " ".join((*PACKAGES, *BACKPORTS, *OTHERS))
@@ -76,7 +85,7 @@ def script(datastore: str, files: Sequence[str]) -> str:
     configs = shlex.quote(f"{datastore}/.ftkvm/config")
     newest = f"cd {configs} 2>/dev/null && cat $(ls | grep -x '[0-9]\\{{7\\}}[.]json' | tail -n 1) </dev/null"
     unit = "echo $unit $(systemctl is-enabled $unit 2>/dev/null) $(systemctl is-active $unit)"
-    sections = {
+    return {
         "os": "cat /etc/os-release",
         "packages": f"dpkg-query -W -f '${{Package}} ${{Version}} ${{db:Status-Status}}\\n' {packages} 2>/dev/null",
         "addresses": "ip -j -4 addr",
@@ -95,9 +104,9 @@ def script(datastore: str, files: Sequence[str]) -> str:
         "manifest": "cat /opt/ftkvm/.manifest 2>/dev/null",
         "machine": "cat /etc/machine-id 2>/dev/null",
         "boot": "cat /proc/sys/kernel/random/boot_id",
+        "clock": f"timeout -s KILL 5 sh -c {shlex.quote(clocks.COMMAND)} 2>/dev/null",
         "configuration": f"timeout -s KILL 5 sh -c {shlex.quote(newest)}",
     }  # fmt: skip
-    return "\n".join(f"echo '{MARK}{name}'\n{command}" for name, command in sections.items()) + f"\necho '{MARK}end'\n"
 
 
 def gather(session: Runner, datastore: str, files: Sequence[str]) -> HostFacts:
@@ -144,6 +153,7 @@ def parse(text: str) -> HostFacts:
         machine_id=parts["machine"].strip(),
         boot_id=parts["boot"].strip(),
         configuration=parts["configuration"].strip(),
+        clock=clocks.parse(parts["clock"]),
     )
 
 

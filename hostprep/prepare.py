@@ -11,6 +11,7 @@ from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.client import AgentClient
 from ftkvm.config import HostConfig, HostEntry
+from ftkvm.core.clock import judge
 from ftkvm.core.joining import Machine, addresses_in, require_may_join
 from ftkvm.core.trust import Role
 from ftkvm.home import ClusterFile, Home
@@ -52,11 +53,15 @@ _KNOWN_TIMEOUT_S = 15.0
 
 @dataclass(frozen=True)
 class Prepared:
-    """The host's entry, and the texts of the steps that were (or would be) done; a dry run's in full, too."""
+    """The host's entry, and the texts of the steps that were (or would be) done; a dry run's in full, too.
+
+    ``warnings``: what was found and refuses nothing; `ftkvm check host` tells the same.
+    """
 
     entry: HostEntry
     steps: list[str]
     views: list[View] = field(default_factory=list)
+    warnings: tuple[FtkvmError, ...] = ()
 
 
 def hosts_of(home: Home) -> list[Json]:
@@ -88,7 +93,8 @@ def prepare(
             coming = tuple(str(each.address) for each in ground.nics)
             entry = host_entry(target.host, replace(found, addresses=(*found.addresses, *coming)), cluster)
             texts = [*(step.text for step in first), "everything else is planned when these are there"]
-            return Prepared(entry, texts, preview(session, first, files_of(first)))
+            views = preview(session, first, files_of(first))
+            return Prepared(entry, texts, views, _warnings(target.host, found))
         try:
             if first:
                 checks = {each.step: partial(_keep, session, each, around, connect) for each in ground.nics}
@@ -99,7 +105,11 @@ def prepare(
             if first:
                 _take_back_unless_member(session, target.host, cluster, JOURNAL)
             raise
-    return replace(done, steps=[*(step.text for step in first), *done.steps])
+    return replace(done, steps=[*(step.text for step in first), *done.steps], warnings=_warnings(target.host, found))
+
+
+def _warnings(host: str, found: HostFacts) -> tuple[FtkvmError, ...]:
+    return tuple(FtkvmError(each.code, **{"host": host, **each.params}) for each in judge(found.clock))
 
 
 def _prepare(

@@ -1,5 +1,6 @@
 """What this host is made of, as the checks look at it: /proc/cpuinfo, sysfs, psutil, and the tiny guest."""
 
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import psutil
 
 from ftkvm.adapters import kvm_probe
+from ftkvm.core import clock as clocks
 from ftkvm.core.checks.cpu import GROUPS, Cpu, Group, group_of, parse, read_groups
+from ftkvm.core.clock import Clock
 
 GROUPS_FILE = Path("/etc/ftkvm/processors.toml")
 _FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
@@ -51,7 +54,17 @@ def look(addresses: Mapping[str, str]) -> dict[str, Any]:
         "mhz": _mhz(),
         "governor": _text(_FREQUENCY / "scaling_governor"),
         "links": links(addresses),
+        "clock": asdict(own_clock()),
     }
+
+
+def own_clock(timeout_s: float = 3.0) -> Clock:
+    """As systemd tells it; nothing is known if it does not in time."""
+    try:
+        done = subprocess.run(["sh", "-c", clocks.COMMAND], capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return Clock()
+    return clocks.parse(done.stdout)
 
 
 def links(addresses: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -56,13 +56,15 @@ def add(
         ground = Ground(bridge_nic, datastore_nfs, tuple(map(Nic.parse, nics)))
         done = prepare(Home(), ssh.target(name, address), show, dry_run=dry_run, ground=ground)
     document = {"host": name, **done.entry.to_json(), "dry_run": dry_run, "steps": done.steps}
+    document["warnings"] = [each.to_json() for each in done.warnings]
     if dry_run:
         document["plan"] = [view.to_json() for view in done.views]
         lines = [f"  {line}" for view in done.views for line in view.lines()]
         text = "\n".join(["would:", *lines]) if lines else "nothing would be done"
     else:
         text = f"Host {name} is in the cluster" + ("." if done.steps else "; nothing had to be changed.")
-    reporter.result(document, text)
+    told = [f"Warning: {each.code}: {each.text}\n  {each.remedy}" for each in done.warnings]
+    reporter.result(document, "\n".join([text, *told]))
 
 
 @host.command(name="list")

@@ -12,6 +12,7 @@ import pytest
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostEntry
+from ftkvm.core.clock import Clock
 from ftkvm.home import ClusterFile, Home
 from hostprep import facts as facts_of
 from hostprep import plan as planning
@@ -40,6 +41,7 @@ ANSWERS = {
     "devices": "/dev/kvm\n/dev/net/tun\n",
     "digests": f"{'a' * 64}  /etc/ftkvm/agent.toml\n",
     "units": "ftkvm-agent.service enabled active\nftkvm-keeper.service inactive\n",
+    "clock": "NTPSynchronized=no\nId=chrony.service\nActiveState=active\n",
     "ca": "", "certificate": "", "manifest": "0123\n", "machine": "m1\n", "boot": "b1\n", "configuration": "",
 }  # fmt: skip
 
@@ -79,6 +81,7 @@ def test_facts_are_understood() -> None:
     assert (found.qemu, found.libvirt) == ((11, 1, 3), (11, 3, 0))
     assert found.digests == {"/etc/ftkvm/agent.toml": "a" * 64}
     assert found.units == {"ftkvm-agent.service": ("enabled", "active"), "ftkvm-keeper.service": ("", "inactive")}
+    assert found.clock == Clock(False, "chrony")
     assert (found.manifest, found.machine_id, found.boot_id, found.configuration) == ("0123", "m1", "b1", "")
 
 

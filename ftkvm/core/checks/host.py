@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from ftkvm.core import clock as clocks
 from ftkvm.core.checks.cpu import Cpu
 from ftkvm.core.checks.model import Check, Finding, Severity
+from ftkvm.core.clock import Clock
 from ftkvm.core.trust import ALARM_DAYS
 from ftkvm.core.versions import too_old
 
@@ -106,6 +108,8 @@ class HostView:
     """The cluster's setting ft.emulation: guests may be emulated."""
     frames_lost: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By network: the hosts that answer a small frame there, and none as large as the NIC's MTU."""
+    clock: Clock | None = None
+    """None: the host did not say."""
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], *, maintenance: bool, emulation: bool) -> "HostView":
@@ -130,6 +134,7 @@ class HostView:
             int(document.get("ft_copies", 0)),
             emulation,
             {kind: tuple(hosts) for kind, hosts in document.get("frames_lost", {}).items()},
+            Clock(**document["clock"]) if document.get("clock") else None,
         )
 
 
@@ -229,6 +234,10 @@ def _jumbo(host: HostView) -> Iterator[Finding]:
         yield Finding("FTKVM-230", {"nic": link.nic, "mtu": str(link.mtu), "wanted": str(JUMBO_MTU)}, Severity.WARNING)
 
 
+def _clock(host: HostView) -> Iterator[Finding]:
+    yield from clocks.judge(host.clock)
+
+
 CHECKS: tuple[Check[HostView], ...] = (
     Check("active", "it is not in maintenance", _active),
     Check("health", "agent, libvirt and datastore work", _health),
@@ -241,4 +250,5 @@ CHECKS: tuple[Check[HostView], ...] = (
     Check("own-nics", "FT and migration have their own NICs", _own_nics),
     Check("speed", "FT and migration NICs have 1 Gbit/s", _speeds),
     Check("jumbo", "FT NIC takes large frames", _jumbo),
+    Check("clock", "its clock follows a time server", _clock),
 )
