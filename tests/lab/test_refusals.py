@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -112,6 +113,36 @@ def test_a_secondary_that_libvirt_refuses(seat: Seat) -> None:
         refused(said, "FTKVM-521")
         assert "not on this host" in said.err
     assert seat.vm(VM)["ft"] is False
+
+
+@pytest.mark.long
+def test_a_vm_that_would_stand_still_too_long(seat: Seat) -> None:
+    """FTKVM-511: it stands still since its memory was copied, and the rest does not come within the limit."""
+    seat.ok("vm", "set", VM, "ft.max_switchover_seconds=1")
+    with seat.waiting_after("memory", "enable", VM) as ended:
+        time.sleep(1.5)
+    goes_on_alone(seat, ended, "FTKVM-511")
+    seat.ok("vm", "set", VM, "ft.max_switchover_seconds=")
+
+
+@pytest.mark.long
+def test_a_secondary_that_does_not_come_in_time(seat: Seat) -> None:
+    """FTKVM-513: its QEMU stands still before the first checkpoint."""
+    two = seat.hosts[1]
+    with seat.waiting_after("memory", "enable", VM, "--secondary", two.name) as ended:
+        for pid in faults.qemu_pids(two, VM):
+            two.run(["kill", "-STOP", str(pid)])
+    goes_on_alone(seat, ended, "FTKVM-513")
+
+
+def goes_on_alone(seat: Seat, ended: list[Said], code: str) -> None:
+    """`enable` was given up: the VM runs on, unprotected, without a trace of a second copy."""
+    (said,) = ended
+    refused(said, code)
+    seen = seat.wait_vm(VM, "runs on", lambda seen: seen["state"] == "running" and not seen["ft"])
+    assert seen["host"] == seat.hosts[0].name
+    for host in seat.hosts[1:]:
+        assert VM not in host.run(["virsh", "-q", "list", "--all", "--name"]).split()
 
 
 UNPROTECTED = {

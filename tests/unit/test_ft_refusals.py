@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from ftkvm.adapters.datastore import DirectoryDatastore
+from ftkvm.agent.checks import Checks
 from ftkvm.agent.cluster import ClusterReader, commit_config
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.operations import Operations
@@ -21,6 +22,8 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig, HostConfig, HostEntry, Paths
 from ftkvm.engine.shape import as_if_never_a_secondary
 from ftkvm.ports import Json
+
+SUITABLE = Path(__file__).parents[1] / "checks/vm/plain-q35.xml"
 
 
 @dataclass
@@ -106,10 +109,41 @@ def test_a_secondary_is_not_operated(service: Service, name: str) -> None:
     assert service.vms._ctx.datastore.list("vms/u1") == ["domain.xml", "vm.json"]
 
 
-def test_a_definition_that_is_damaged(service: Service) -> None:
+class NothingRuns:
+    """libvirt of a host without a domain."""
+
+    def domain(self, uuid: str) -> None:
+        return None
+
+
+@pytest.fixture
+def checks(service: Service) -> Checks:
+    """`ftkvm check`, asked of this host; nothing of a host's health is needed for a VM."""
+    ctx = replace(service.vms._ctx, libvirt=cast(Any, NothingRuns()))
+    return Checks(ctx, service, cast(Any, None))
+
+
+def test_a_definition_that_is_damaged(checks: Checks) -> None:
     with pytest.raises(FtkvmError) as caught:
-        service.vms.definition("u1")
+        checks.vm("vm1", for_ft=True)
     assert caught.value.code == "FTKVM-108"
+
+
+@pytest.mark.parametrize(("cluster", "vm", "told"), [
+    ({}, {}, False), ({}, {"ha.restart_priority": "disabled"}, True), ({"ha.enabled": False}, {}, True)])  # fmt: skip
+def test_a_vm_that_ha_does_not_restart(checks: Checks, cluster: Json, vm: Json, told: bool) -> None:
+    """A warning, FTKVM-133: the pair does not need it to go on."""
+    datastore = checks._ctx.datastore
+    now = checks._ctx.cluster.current(fresh=True)
+    assert commit_config(datastore, replace(now, version=2, settings=cluster))
+    checks._ctx.cluster.current(fresh=True)
+    datastore.replace("vms/u2/vm.json", {"uuid": "u2", "name": "vm2", "ha": vm})
+    datastore.replace_text(
+        "vms/u2/domain.xml", SUITABLE.read_text().replace("/srv/ft", str(checks._ctx.config.datastore))
+    )
+    said = checks.vm("vm2", for_ft=True)
+    assert [(each["code"], each["severity"]) for each in said["findings"]] == [("FTKVM-133", "warning")] * told
+    assert said["compliant"]
 
 
 def test_a_secondary_that_does_not_come_in_time() -> None:
