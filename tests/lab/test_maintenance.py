@@ -78,7 +78,7 @@ def test_without_a_third_host_nothing_is_touched(seat: Seat, counter: CounterCli
     seat.ok("host", "maintenance", "exit", third)
 
 
-def test_what_check_says_of_a_host_that_rests_and_of_ha_that_is_off(seat: Seat) -> None:
+def test_what_check_says_of_a_host_that_rests_and_of_ha_that_is_off(seat: Seat, guest: Guest) -> None:
     """And why a processor runs no guests, if that is so: a warning, since the cluster allows emulation."""
     before = seat.wait_protected(VM)
     third = seat.other(before["host"], before["secondary_host"])
