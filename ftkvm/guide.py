@@ -63,7 +63,7 @@ ROWS: tuple[Row, ...] = (
     _r(A1, 14, "the secondary has already been disabled", "410", "`disable` twice", _LIFE + "test_disabled_and_enabled"),
     _r(A1, 15, "the secondary could not be powered on; see the list of errors", "521", "`enable` while libvirt on the other host refuses to start it", _REFUSED + "test_a_secondary_that_libvirt_refuses"),
     _r(A1, 16, "the host does not support FT: the product does not", "207 208", "an older QEMU on the host", _BAD + "test_old_qemu", _HOSTS + "test_each_finding"),
-    _r(A1, 17, "the host does not support FT: its processor does not", "221", "`check host` on a processor without virtualisation", _MAINTAINED + "test_what_check_says_of_a_host_that_rests_and_of_ha_that_is_off", _HOSTS + "test_each_finding"),
+    _r(A1, 17, "the host does not support FT: its processor does not", "221", "`check host` on a processor without virtualisation", _HOSTS + "test_each_finding"),
     _r(A1, 18, "the host has FT issues for the VM; see the list of errors", "232", "`check cluster` with hosts that do not fit each other", _HOSTS + "test_hosts_that_placement_refuses_make_no_pair"),
     _r(A1, 19, "no suitable host can be found for the secondary", "404", "`enable` while no other host answers", _BAD + "test_a_host_that_does_not_answer"),
     _r(A1, 20, "the secondary's start could not be completed within the time", "513", "`enable`, and the secondary's QEMU stands still", _REFUSED + "test_a_secondary_that_does_not_come_in_time"),

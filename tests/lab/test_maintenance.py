@@ -86,7 +86,9 @@ def test_what_check_says_of_a_host_that_rests_and_of_ha_that_is_off(seat: Seat, 
     found = {each["code"]: each["severity"] for each in seat.run("check", "host", third.name).out["findings"]}
     assert found["FTKVM-659"] == "error"
     if not third.succeeds(["grep", "-qwE", "vmx|svm", "/proc/cpuinfo"]):
-        assert (found["FTKVM-221"], found["FTKVM-225"]) == ("warning", "warning")
+        (why,) = set(found) & {"FTKVM-221", "FTKVM-222", "FTKVM-223", "FTKVM-224"}
+        print("why its processor runs no guests:", why)
+        assert (found[why], found["FTKVM-225"]) == ("warning", "warning")
     assert seat.run("check", "host", third.name).status == 1
     seat.ok("host", "maintenance", "exit", third.name)
     assert "FTKVM-659" not in {each["code"] for each in seat.run("check", "host", third.name).out["findings"]}
