@@ -323,6 +323,8 @@ CATALOGUE: dict[str, Message] = dict(
         _m("FTKVM-361", "the clock of host {host} is not synchronised: {why}",
            "No protection of VMs asks what time it is, so this refuses nothing. But certificates count by date, and the history of several hosts is put in order by their clocks.",
            "`apt-get install chrony`, or `systemctl enable --now systemd-timesyncd`; where hosts do not reach the Internet, name your own time server. `timedatectl` shows what became of it."),
+        _m("FTKVM-362", "on host {host} other packages would go with ours: {packages}", "Something that was installed since needs packages that the preparation had brought, and apt would remove it, too. Nothing was taken back.",
+           "Leave the packages (without `--purge`), or remove what needs them yourself first."),
         _m("FTKVM-390", "host {host} has no NIC {nic}", "It was to be the port of the VMs' bridge, or to carry one of the host's networks. The host has: {known}.",
            "Give one of those with --bridge-nic or --nic."),
         _m("FTKVM-391", "NIC {nic} of host {host} has addresses of its own: {addresses}",

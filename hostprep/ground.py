@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ftkvm.catalogue import FtkvmError
+from hostprep import packages
 from hostprep.facts import HostFacts
-from hostprep.journal import note_packages, note_unit
+from hostprep.journal import note_unit
 from hostprep.nics import NAME, Nic, Surroundings, nic_steps
 from hostprep.plan import Step, file_step, journal_step
 
@@ -101,14 +102,12 @@ def _mount(facts: HostFacts, export: str, host: str, datastore: str, journal: st
     if facts.mounted:
         raise FtkvmError("FTKVM-393", host=host, path=datastore, there=facts.mounted, export=export)
     if NFS_PACKAGE not in facts.packages:
-        apt = "DEBIAN_FRONTEND=noninteractive apt-get -q -y"
         yield Step(
             f"packages {NFS_PACKAGE}",
             f"install {NFS_PACKAGE}",
-            f"{note_packages(journal, [NFS_PACKAGE])} && apt-get -q update"
-            f" && {apt} install --no-install-recommends {NFS_PACKAGE}",
+            packages.install(journal, [NFS_PACKAGE]),
             f"dpkg-query -W -f '${{db:Status-Status}}\\n' {NFS_PACKAGE} | grep -qx installed",
-            f"{apt} remove {NFS_PACKAGE}",
+            packages.undo(journal),
             timeout_s=600.0,
         )
     unit = mount_unit_name(datastore)

@@ -2,7 +2,7 @@
 
     JOURNAL/files/etc/…    the file as it was, with its mode, owner and times
     JOURNAL/absent/etc/…   there was none
-    JOURNAL/packages       packages that were not installed, one a line
+    JOURNAL/packages       packages that apt brought for us, their dependencies too, one a line
     JOURNAL/units          units of ours that were enabled, beside the agent's and the keeper's, one a line
     JOURNAL/late           the host had been prepared before there was a journal: every file of ours counts as absent
 
@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 from ftkvm.catalogue import FtkvmError
 from hostprep.facts import UNITS
+from hostprep.packages import purge as purge_packages
+from hostprep.packages import would_go_too
 from hostprep.runner import Runner
 
 JOURNAL = "/var/lib/ftkvm/prepared"
@@ -62,11 +64,6 @@ def _absent(journal: str, path: str) -> str:
     return f'(umask 077; mkdir -p "$(dirname {absent})"; : > {absent})'
 
 
-def note_packages(journal: str, names: Sequence[str]) -> str:
-    """Shell command: these are not installed yet."""
-    return _note(f"{journal}/packages", names)
-
-
 def note_unit(journal: str, name: str) -> str:
     """Shell command: this unit of ours is enabled now."""
     return _note(f"{journal}/units", [name])
@@ -108,12 +105,14 @@ def take_back(
     Packages stay unless ``purge``: by now other things on the host may use QEMU or libvirt. ``program`` and ``units``
     are ours.
 
-    :raises FtkvmError: FTKVM-209 it did not work, FTKVM-210 the connection broke
+    :raises FtkvmError: FTKVM-209 it did not work, FTKVM-210 the connection broke, FTKVM-362 others would go, too
     """
     found = _listed(runner, journal)
     if found is None:
         return TakenBack()
     restored, removed, packages, enabled = found
+    if purge and packages:
+        _require_ours_alone(runner, packages)
     if not dry_run:
         script = _script(journal, program, units, enabled, restored, removed, packages if purge else [])
         done = runner.run("sh -s", script.encode(), 600.0)
@@ -122,6 +121,13 @@ def take_back(
             raise FtkvmError("FTKVM-209", host=runner.host, step="taking back", detail=words)
     gone = [*removed, program]
     return TakenBack(restored, gone, packages if purge else [], [] if purge else packages)
+
+
+def _require_ours_alone(runner: Runner, packages: Sequence[str]) -> None:
+    """safety: apt removes what needs a removed package, and that may be the operator's."""
+    others = runner.run(would_go_too(packages)).stdout.split()
+    if others:
+        raise FtkvmError("FTKVM-362", host=runner.host, packages=", ".join(others))
 
 
 def _listed(runner: Runner, journal: str) -> tuple[list[str], list[str], list[str], list[str]] | None:
@@ -161,7 +167,7 @@ def _script(
     if units or enabled:
         lines.append("systemctl daemon-reload")
     if packages:
-        lines.append(f"DEBIAN_FRONTEND=noninteractive apt-get -q -y purge {' '.join(map(shlex.quote, packages))}")
+        lines.append(purge_packages(packages))
     lines.append(f"rm -rf {shlex.quote(journal)} {shlex.quote(journal)}.new")
     lines.append(f"rmdir -p --ignore-fail-on-non-empty {shlex.quote(journal.rpartition('/')[0])}")
     return "\n".join(lines) + "\n"

@@ -11,8 +11,9 @@ from ftkvm.agent.ha.documents import understood
 from ftkvm.agent.join import ASK, NOT_IN, entered
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig
+from hostprep import packages
 from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts
-from hostprep.journal import BEFORE, JOURNAL, begin, note_packages, record
+from hostprep.journal import BEFORE, JOURNAL, begin, record
 from hostprep.package import Package
 from hostprep.units import UNIT_FILES
 
@@ -149,14 +150,12 @@ def _packages(facts: HostFacts, journal: str) -> Iterator[Step]:
         missing = [name for name in names if name not in facts.packages]
         if missing:
             listed = " ".join(missing)
-            apt = "DEBIAN_FRONTEND=noninteractive apt-get -q -y"
             yield Step(
                 f"packages {option.strip() or 'debian'}",
                 f"install {listed}",
-                f"{note_packages(journal, missing)} && apt-get -q update"
-                f" && {apt} install --no-install-recommends {option}{listed}",
+                packages.install(journal, missing, option),
                 f"dpkg-query -W -f '${{db:Status-Status}}\\n' {listed} | grep -qvx installed && exit 1; exit 0",
-                f"{apt} remove {listed}",
+                packages.undo(journal),
                 timeout_s=900.0,
             )
 

@@ -15,10 +15,11 @@ from ftkvm.config import HostEntry
 from ftkvm.core.clock import Clock
 from ftkvm.home import ClusterFile, Home
 from hostprep import facts as facts_of
+from hostprep import packages
 from hostprep import plan as planning
 from hostprep.apply import apply
 from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts, Link, parse
-from hostprep.journal import TakenBack, note_packages, take_back
+from hostprep.journal import TakenBack, take_back
 from hostprep.package import Package
 from hostprep.plan import Step, Wish, plan, require
 from hostprep.prepare import host_entry, make_wish, note_certificate
@@ -352,17 +353,62 @@ def test_a_host_from_before_the_journal_has_no_originals(tmp_path: Path) -> None
     assert sorted(path.name for path in root.rglob("*") if path.is_file()) == ["other"]
 
 
-def test_packages_are_noted_once_and_left_unless_told(tmp_path: Path) -> None:
-    journal = str(tmp_path / "journal")
-    Local().run(planning.journal_step(journal).command)
-    for names in (["qemu", "libvirt"], ["libvirt", "python3-rich"]):
-        assert Local().run(note_packages(journal, names)).status == 0
-    told = take_back(Local(), journal, dry_run=True, program=f"{tmp_path}/program", units=())
-    assert told.left == ["qemu", "libvirt", "python3-rich"]
-    assert (
-        take_back(Local(), journal, dry_run=True, purge=True, program=f"{tmp_path}/program", units=()).purged
-        == told.left
-    )
+APT = """#!/bin/sh
+# as apt-get: -s says what it would do, in the words recorded of apt 2.6 and 3.0; libpixman came with QEMU
+case "$*" in
+"-s install"*) echo "Inst libc6 [2.41-12] (2.41-13 Debian:13.2 [amd64])"
+  for p in libpixman $*; do
+    case $p in -*|install|*-backports) ;; *) echo "Inst $p (1.0-1 Debian:13.2/stable [amd64])";; esac
+  done;;
+"-s purge"*) shift 2; for p in $* $(cat $0.others); do echo "Purg $p [1.0-1]"; done;;
+*) echo "$*" >> $0.log;;
+esac
+"""
+
+
+class WithApt(Local):
+    """A host whose apt is :data:`APT`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory
+        directory.mkdir()
+        (directory / "apt-get").write_text(APT)
+        (directory / "apt-get").chmod(0o755)
+        self.others = directory / "apt-get.others"
+        self.others.touch()
+
+    def run(self, command: str, stdin: bytes = b"", timeout_s: float = 60.0) -> Result:
+        return super().run(f"export PATH={self.path}:$PATH; {command}", stdin, timeout_s)
+
+    def log(self) -> list[str]:
+        return (self.path / "apt-get.log").read_text().splitlines()
+
+
+def test_packages_are_noted_with_what_comes_with_them_and_left_unless_told(tmp_path: Path) -> None:
+    """Noted once, and not what was only brought up to date; undone is what the last step brought."""
+    journal, host = str(tmp_path / "journal"), WithApt(tmp_path / "bin")
+    host.run(planning.journal_step(journal).command)
+    for names, option in ((["qemu", "libvirt"], ""), (["libvirt", "python3-rich"], "-t trixie-backports ")):
+        done = host.run(packages.install(journal, names, option))
+        assert done.status == 0, done.stderr
+    told = take_back(host, journal, dry_run=True, program=f"{tmp_path}/program", units=())
+    assert told.left[:3] == ["libpixman", "qemu", "libvirt"] and told.left[-1] == "python3-rich"
+    assert host.run(packages.undo(journal)).status == 0
+    assert "python3-rich" in host.log()[-1] and "qemu" not in host.log()[-1]
+    (host.path / "apt-get").write_text("#!/bin/sh\nexit 100\n")
+    assert host.run(packages.install(journal, ["more"])).status != 0
+    (host.path / "apt-get").write_text(APT)
+    before = host.log()
+    assert host.run(packages.undo(journal)).status == 0
+    assert host.log() == before, "a step that brought nothing takes nothing away"
+    host.others.write_text("the-operators")
+    with pytest.raises(FtkvmError) as caught:
+        take_back(host, journal, purge=True, program=f"{tmp_path}/program", units=())
+    assert (caught.value.code, "the-operators" in caught.value.text) == ("FTKVM-362", True)
+    assert Path(journal).is_dir()
+    host.others.write_text("")
+    assert take_back(host, journal, purge=True, program=f"{tmp_path}/program", units=()).purged == told.left
+    assert host.log()[-1] == f"-q -y purge {' '.join(told.left)}"
 
 
 @pytest.mark.parametrize("there", [False, True])
