@@ -52,6 +52,7 @@ observations = st.builds(
     | st.builds(Winner, st.sampled_from(HOSTS), st.sampled_from(Reason)),
     qemu=st.sampled_from(QemuState),
     qemu_epoch=st.none() | epochs,
+    absent_ms=st.sampled_from([0, 60_000]),
     colo_exit_age_ms=maybe_ms,
     checkpoint_age_ms=maybe_ms,
     interval_ms=st.integers(50, 2000),
@@ -98,6 +99,9 @@ def test_invariants_of_every_decision(obs: Observation) -> None:
         assert obs.role is not Role.NEITHER
         if obs.role is Role.SECONDARY:
             assert obs.qemu is QemuState.SECONDARY_LOADED and obs.qemu_epoch == 7 and not obs.replication_error
+        if obs.qemu is QemuState.ABSENT:
+            assert decision.reason is Reason.COLD_RESTART, "who has no copy never wins it for itself"
+            assert not obs.own_disk_error, "its images miss writes: only the secondary's will do"
     if core.DestroyOwn in kinds and isinstance(obs.winner, Winner) and obs.winner.host == obs.me:
         of_other_epoch = obs.qemu_epoch is not None and obs.qemu_epoch != 7
         wrong = obs.qemu in core.IN_COLO and (obs.qemu is QemuState.PRIMARY) != (obs.role is Role.PRIMARY)
@@ -141,6 +145,9 @@ SECONDARY = replace(
     qemu=QemuState.SECONDARY_LOADED,
     peer=replace(ALIVE, said=PeerSaid(7, Role.PRIMARY, PeerQemu.RUNNING, None, DatastoreState.OK)),
 )
+
+GONE = replace(PRIMARY, qemu=QemuState.ABSENT, checkpoint_age_ms=None, absent_ms=60_000, peer=SILENT)
+SAID_GONE = PeerSaid(7, Role.SECONDARY, PeerQemu.GONE, None, DatastoreState.OK)
 
 
 def _said(obs: Observation, **changes: object) -> Observation:
@@ -191,6 +198,24 @@ RULES: list[tuple[str, Observation, str]] = [
         "DestroyOwn guest-shutdown",
     ),
     ("secondary's guest ran ahead", replace(SECONDARY, qemu=QemuState.SHUT_DOWN), "Nothing shutdown-grace"),
+    *(
+        (f"primary gone {what}", replace(GONE, **changes), said)
+        for what, changes, said in (
+            ("a minute, and the secondary silent", {}, "Arbitrate cold-restart"),
+            ("not yet a minute", {"absent_ms": 59_999}, "Nothing own-qemu-gone"),
+            ("its end not watched", {"absent_ms": 0}, "Nothing own-qemu-gone"),
+            ("the secondary stands by", {"peer": ALIVE}, "Nothing own-qemu-gone"),
+            ("the secondary gone, too", {"peer": replace(ALIVE, said=SAID_GONE)}, "Arbitrate cold-restart"),
+            ("its own disk had failed", {"own_disk_error": True}, "Nothing own-qemu-gone"),
+            (
+                "an operation runs",
+                {"operation": Operation("protect", OperationPhase.PREPARING)},
+                "Nothing own-qemu-gone",
+            ),
+            ("the datastore hangs", {"datastore": DatastoreState.HUNG}, "Nothing datastore-silent"),
+            ("the secondary has won", {"winner": Winner("b", Reason.PEER_QEMU_GONE)}, "Nothing epoch-ended"),
+        )
+    ),
     ("replication error", replace(PRIMARY, replication_error=True), "Arbitrate replication-error"),
     ("bad copy never tries", replace(SECONDARY, replication_error=True, peer=SILENT), "Nothing own-copy-bad"),
     ("own disk misses writes", replace(PRIMARY, own_disk_error=True), "DestroyOwn own-copy-bad"),

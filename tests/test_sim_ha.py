@@ -127,7 +127,13 @@ SHOWS = {
     ],
     "pair-one-after-the-other": [r"crash h4", r"restart: vm2 is restarted on h1: no beat", r"owner 3 h1 .*won by h4"],
     "pair-secondary-booted-again": [r"restart: vm2 .*h4 was booted again", r"vm2 .*owner 2 .*nobody goes live"],
-    "pair-undecided-hosts-alive": [r"kill-qemu vm2", r"vm2 .*: nowhere; owner 1 h3 started; .*: open"],
+    "pair-undecided-hosts-alive": [r"kill-qemu vm2", r"restart: vm2 ", r"vm2 .*: h4; owner 3 h4 .*nobody goes live"],
+    "pair-undecided-secondary-thaws": [
+        r"kill-qemu vm2",
+        r"restart: vm2 is restarted on h3",
+        r"end of freeze h4",
+        r"vm2 .*: h3; owner 2 h3 restarted; .*nobody goes live",
+    ],
     "vm-monitoring-fourth": [r"1100\.0 left-alone \(3", r"3799\.9 left-alone \(3", r"3800\.0 reset"],
 }
 

@@ -88,6 +88,8 @@ class PairWorker:
         self._datastore_ok_since: float | None = None
         self._watching_since = time.monotonic()
         self._colo_exit_at: float | None = None
+        self._ran_as_primary: int | None = None  # the last epoch in which this agent saw it
+        self._absent_since: float | None = None
         self._replication_error = False
         self._own_disk_error = False
         self._guest_shut_down = False
@@ -310,6 +312,11 @@ class PairWorker:
         winner = records.winner
         if self._arbitrated is not None and records.pair is not None and self._arbitrated[0] == records.pair.epoch:
             winner = self._arbitrated[1]
+        epoch = records.pair.epoch if records.pair is not None else None
+        if qemu is QemuState.PRIMARY:
+            self._ran_as_primary = epoch
+        absent = qemu is QemuState.ABSENT and epoch is not None and self._ran_as_primary == epoch
+        self._absent_since = (self._absent_since or time.monotonic()) if absent else None
         in_colo = qemu in (QemuState.PRIMARY, QemuState.SECONDARY_LOADED)
         now = time.monotonic()
         if in_colo and not view.colo_running and self._colo_exit_at is None and not self._operating():
@@ -322,6 +329,7 @@ class PairWorker:
             record_known=records.known,
             winner=winner,
             qemu=qemu,
+            absent_ms=_age_ms(self._absent_since, now) or 0,
             qemu_epoch=self.spec.epoch if self.spec else None,
             colo_exit_age_ms=_age_ms(self._colo_exit_at, now) if in_colo else None,
             checkpoint_age_ms=_age_ms(max(self._watching_since, self.figures.last_resume), now) if in_colo else None,

@@ -173,6 +173,9 @@ class Observation:
     record_known: bool = True  # False: the datastore has never answered since the agent's start
     winner: WinnerState = field(default_factory=WinnerUnknown)  # of record.epoch
     qemu: QemuState = QemuState.ABSENT
+    #: On the primary: for how long its QEMU has been gone, which this very agent has seen run as the epoch's primary;
+    #: 0: it is there, or not known since when.
+    absent_ms: int = 0
     #: The last epoch this QEMU process took part in: of a secondary from its overlay's name (`….ft-7-s.qcow2`), of
     #: one that has become plain from /run/ftkvm/pairs. None: it never was in one (a secondary must never show None).
     qemu_epoch: int | None = None
@@ -212,6 +215,7 @@ class FtSettings:
     shutdown_grace_ms: int = 80  # after COLO_EXIT on the secondary: a guest power-off may still be reported
     head_start_ms: int = 50  # how much longer the secondary waits where only the FT network's silence speaks
     settle_ms: int = 600  # own datastore must have been fine this long before the peer's bad one is held against it
+    abandoned_ms: int = 60_000  # own QEMU gone, and the other copy has not gone live for this long
     diverges_ms: int = 10_000  # the secondary's guest is mute for this long, although the primary's speaks …
     diverges_intervals: int = 20  # … in at least so many intervals between checkpoints, and with as many frames
     contradict_ms: int = 200  # a checkpoint completed this recently disproves the peer's silence

@@ -228,7 +228,7 @@ def _as_primary(obs: Observation, record: PairRecord, settings: FtSettings) -> D
     if obs.qemu is QemuState.SHUT_DOWN:
         return _end_by_shutdown(obs, record)
     if obs.qemu is QemuState.ABSENT:
-        return _nothing(Reason.OWN_QEMU_GONE)
+        return _gone_primary(obs, record, settings)
     if obs.qemu is QemuState.HUNG:
         return _hung_primary(obs, record, settings)
     if obs.operation is not None and obs.operation.phase is not OperationPhase.COMMITTED:
@@ -250,6 +250,26 @@ def _primary_with_bad_disk(obs: Observation) -> Decision:
     if said is not None and said.qemu is PeerQemu.LOADED and said.datastore is DatastoreState.OK:
         return _destroy(Reason.OWN_COPY_BAD)
     return _nothing(Reason.OWN_COPY_BAD)
+
+
+def _gone_primary(obs: Observation, record: PairRecord, settings: FtSettings) -> Decision:
+    """The secondary goes live. One that is lost as well never will, and HA may not start the VM while it might.
+
+    safety: this host has looked at its own processes: this copy is gone for certain, and its images stand still. The
+    other copy's chance is given up in the only way there is, by the epoch's winner file, with a reason that lets nobody
+    go live. If it has won meanwhile, or wins at the same moment, the file says so, and nothing is given up. If it was
+    frozen, it finds the file when it thaws, and ends itself. Whatever the guest was told is written is on this copy's
+    images, unless its own disk had failed (then only the secondary's will do): an agent that did not watch it to its
+    end gives nothing up. A secondary that says that it stands by (its datastore hangs, say) is waited for without end:
+    it has the memory, too.
+    """
+    said = said_now(obs)
+    stands_by = said is not None and said.qemu in (PeerQemu.LOADED, PeerQemu.RUNNING)
+    if obs.operation is not None or obs.own_disk_error or stands_by:
+        return _nothing(Reason.OWN_QEMU_GONE)
+    if obs.absent_ms < settings.abandoned_ms:
+        return _nothing(Reason.OWN_QEMU_GONE, settings.abandoned_ms - obs.absent_ms)
+    return _arbitrate(obs, record, Reason.COLD_RESTART)
 
 
 def _hung_primary(obs: Observation, record: PairRecord, settings: FtSettings) -> Decision:

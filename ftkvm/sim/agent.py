@@ -68,6 +68,8 @@ class Agent:
         self.known: dict[int, Winner] = {}
         self.operation: OperationDoc | None = None
         self.ok_since: int | None = None
+        self.ran_as_primary: int | None = None  # the last epoch in which it saw it
+        self.absent_since: int | None = None
         self.asked: Ask | None = None
         self.reading: int | None = None
         self.busy = False
@@ -115,6 +117,11 @@ class Agent:
         shut = spec is not None and spec.qemu == "shutdown"
         qemu = QemuState.SHUT_DOWN if shut else copy.state if copy else QemuState.ABSENT
         secondary = record is not None and record.secondary == self.host.name
+        epoch = record.epoch if record is not None else None
+        if qemu is QemuState.PRIMARY:
+            self.ran_as_primary = epoch
+        gone = qemu is QemuState.ABSENT and epoch is not None and self.ran_as_primary == epoch
+        self.absent_since = (self.absent_since or now) if gone else None
         return Observation(
             now_ms=now,
             me=self.host.name,
@@ -123,6 +130,7 @@ class Agent:
             record_known=self.record_known,
             winner=winner,
             qemu=qemu,
+            absent_ms=0 if self.absent_since is None else now - self.absent_since,
             qemu_epoch=copy.epoch if copy else spec.epoch if spec else None,
             colo_exit_age_ms=now - copy.exited_at if copy and in_colo and copy.exited else None,
             checkpoint_age_ms=now - max(copy.last_checkpoint, self.started) if copy and in_colo else None,

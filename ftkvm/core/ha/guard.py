@@ -45,7 +45,7 @@ class Guard:
     """``good_ms``: when the last good heartbeat write began; ``good_stop_ms``: the time it promised.
 
     ``stops``: StopVm under way, by UUID and kind. ``own``: VMs this host owns as last read. ``missing``: those of them
-    without a QEMU here, since when.
+    without a QEMU here, since when. ``released``: the owner numbers given up for those.
     """
 
     since_ms: int
@@ -61,6 +61,7 @@ class Guard:
     own_under_way_ms: int | None = None
     own_last_ms: int | None = None
     missing: Mapping[str, int] = field(default_factory=dict)
+    released: Mapping[str, int] = field(default_factory=dict)
     strangers: frozenset[str] = frozenset()
     lost: bool = False
     solo_since: Mapping[str, int] = field(default_factory=dict)
@@ -84,6 +85,7 @@ def look(guard: Guard, desk: Desk, isolated: bool, alone: bool) -> Guard:
     guard = replace(guard, solo_since=since) if since != guard.solo_since else guard
     if guard.stops:
         guard = replace(guard, stops=_stops(guard, desk))
+        guard = replace(guard, released=_released(guard, desk))
     if guard.ok(desk):
         desk.ask(PetWatchdog())
         if guard.lost:
@@ -100,6 +102,12 @@ def _stops(guard: Guard, desk: Desk) -> dict[tuple[str, bool], int]:
         if (action.uuid, action.power_off) in stops:
             stops[action.uuid, action.power_off] = desk.now + _AGAIN_MS
     return {key: until for key, until in stops.items() if desk.now < until}
+
+
+def _released(guard: Guard, desk: Desk) -> dict[str, int]:
+    done = {action.uuid: action.owner for action, ended in desk.ends(StopVm)
+            if action.owner is not None and ended.result is Result.OK}  # fmt: skip
+    return {**guard.released, **done}
 
 
 # ---------------------------------------------------------------------------------------------------- heartbeat
@@ -191,7 +199,7 @@ def _look_after_own(guard: Guard, desk: Desk, alone: bool) -> Guard:
         gone_ms = missing.get(vm.uuid)
         if gone_ms is None or asked is None or asked < gone_ms + DIED_AFTER_MS or not _died(vm, desk):
             continue
-        if (vm.uuid, True) not in guard.stops:
+        if (vm.uuid, True) not in guard.stops and guard.released.get(vm.uuid) != vm.owner.number:
             desk.tell("qemu-died", f"{vm.name} has no QEMU here any more; it is released", desk.seen.me, vm.uuid)
             guard = stop(guard, desk, vm.uuid, IsolationResponse.POWER_OFF, "qemu-died", vm.owner.number)
     return _read_own(guard, desk, frozenset(here), _LOOK_ALONE_EVERY_MS if alone else _LOOK_EVERY_MS)

@@ -19,21 +19,29 @@ LOOK_MS = 200
 LOSS_MS = 500
 """So long one copy must hear nothing of the other before it arbitrates."""
 _AGAIN_MS = 1000
+ABANDONED_MS = 60_000
+"""So long the host of a primary that is gone waits for the secondary to go live (``core.pair``)."""
 
 
 @dataclass
 class Standby:
-    """The secondary's copy, and since when either side hears nothing of the other."""
+    """The secondary's copy, and since when either side hears nothing of the other.
+
+    ``primary``: the primary's host and its boot; ``gone_ms``: since when that host has had no QEMU of it.
+    """
 
     host: Host
     boot: int
+    primary: Host
+    primary_boot: int
+    gone_ms: int | None = None
     primary_lost_ms: int | None = None
     lost_ms: int | None = None
 
     @property
     def alive(self) -> bool:
         """It lives as long as its host's boot."""
-        return self.host.up and self.host.boot == self.boot
+        return _lives(self.host, self.boot)
 
 
 class Pairs:
@@ -52,7 +60,7 @@ class Pairs:
         self._qemus.set_role(primary, "primary")
         if not self._standbys:
             self._clock.after(LOOK_MS, LOOK_MS, self._look)
-        self._standbys[uuid] = Standby(secondary, secondary.boot)
+        self._standbys[uuid] = Standby(secondary, secondary.boot, primary.host, primary.host.boot)
 
     def guest_off(self, uuid: str) -> None:
         """The guest has shut itself down: its second copy ends with it."""
@@ -66,7 +74,9 @@ class Pairs:
     def _look_at(self, uuid: str, standby: Standby) -> None:
         now = self._clock.now
         primary = next((qemu for qemu in self._qemus.of(uuid) if qemu.role == "primary"), None)
-        if primary is None and not standby.alive:
+        if primary is None and self._given_up(uuid, standby):
+            return
+        if primary is None and not standby.alive and not _lives(standby.primary, standby.primary_boot):
             del self._standbys[uuid]  # both are gone; HA has the word
             return
         heard = primary is not None and primary.host.runs
@@ -78,6 +88,28 @@ class Pairs:
         elif _over(standby.lost_ms, now) and primary is not None and primary.host.runs:
             standby.lost_ms = now
             self._arbitrate(uuid, primary.host, lambda won: self._primary_told(uuid, primary, won))
+
+    def _given_up(self, uuid: str, standby: Standby) -> bool:
+        """The primary's host has no QEMU of it, and does not hear that the secondary stands by: after a while it ends
+        the epoch, so that nobody goes live."""
+        here, now = standby.primary, self._clock.now
+        if not (_lives(here, standby.primary_boot) and here.runs) or (standby.alive and standby.host.runs):
+            standby.gone_ms = None
+            return False
+        standby.gone_ms = standby.gone_ms or now
+        if now - standby.gone_ms < ABANDONED_MS:
+            return False
+        standby.gone_ms = now  # asked
+        boot_id = here.boot_id
+
+        def told(won: FtEpoch) -> None:
+            if self._standbys.get(uuid) is standby and won.nobody and not standby.alive:
+                del self._standbys[uuid]
+
+        self._storage.ask(
+            here, lambda files: files.win_epoch(uuid, here.name, boot_id, nobody=True), told, lambda: None
+        )
+        return True
 
     def _arbitrate(self, uuid: str, host: Host, told: Callable[[FtEpoch], None]) -> None:
         boot_id = host.boot_id
@@ -119,6 +151,10 @@ class Pairs:
         self._storage.ask(
             qemu.host, claim, told, lambda: qemu.host.after(_AGAIN_MS, _AGAIN_MS, lambda: self._own(qemu, won))
         )
+
+
+def _lives(host: Host, boot: int) -> bool:
+    return host.up and host.boot == boot
 
 
 def _over(since_ms: int | None, now_ms: int) -> bool:
