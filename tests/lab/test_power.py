@@ -237,6 +237,32 @@ def test_ha_restarts_a_winner_that_is_lost_before_it_has_a_new_secondary(seat: S
         seat.ok("cluster", "set", "ha.enabled=off")
 
 
+def test_ha_restarts_it_when_nobody_could_win(seat: Seat, disk: Disk) -> None:
+    """The primary's QEMU dies, and the secondary's host before it has won; both hosts live in the end: the first one,
+    which saw its copy end, ends the epoch after a minute."""
+    pair = protected(seat)
+    first, second = seat.host(pair["host"]), seat.host(pair["secondary_host"])
+    seat.ok("cluster", "set", "ha.enabled=on")
+    try:
+        disk.write(first)
+        time.sleep(3.0)  # a checkpoint covers it: no guest on the second host makes this write itself
+        pids = faults.qemu_pids(first, VM)
+        second.freeze(watchdog_too=True)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        seat.crash(second.name)
+        seat.power_on(second.name)
+        seen = seat.wait_vm(VM, "restarted", lambda entry: entry["state"] == "running", 2 * PATIENCE_S)
+        assert reason(seat, pair["epoch"]) == "cold-restart"
+        running = [host.name for host in seat.hosts if faults.qemu_pids(host, VM)]
+        assert seen["host"] in running
+        disk.check()
+        protected(seat, pair["epoch"])
+        disk.check()
+    finally:
+        seat.ok("cluster", "set", "ha.enabled=off")
+
+
 def test_a_guest_that_powers_itself_off_is_off_and_starts_again(seat: Seat) -> None:
     """Both copies off and none promoted, ten times out of ten (FT-19, issue 4)."""
     guest = seat.guest("p2")
