@@ -51,7 +51,7 @@ def look(addresses: Mapping[str, str]) -> dict[str, Any]:
         "cpu": {**asdict(cpu), "flags": sorted(cpu.flags)},
         "cpu_group": group.name if group else "",
         "kvm": asdict(kvm_probe.signs(cpu.flags)),
-        "mhz": _mhz(),
+        "mhz": own_mhz(),
         "governor": _text(_FREQUENCY / "scaling_governor"),
         "links": links(addresses),
         "clock": asdict(own_clock()),
@@ -82,7 +82,8 @@ def _speed(mbit_s: int) -> int:
     return mbit_s if 0 < mbit_s < 65535 else 0  # 65535: the kernel's word for "not known"
 
 
-def _mhz() -> int:
+def own_mhz() -> int:
+    """The processor's highest clock, or its present one; 0 if neither is known."""
     text = _text(_FREQUENCY / "cpuinfo_max_freq")
     if text.isdigit():
         return int(text) // 1000

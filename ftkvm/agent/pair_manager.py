@@ -27,6 +27,7 @@ from ..keeper.model import EvidenceEvent, PairSpec
 from . import fitness, steps
 from .cold_start import ColdStart
 from .context import AgentContext
+from .copy_usage import CopyUsage, usage_of
 from .figures import DEFAULT_INTERVAL_MS
 from .outside import Found, look, tell_primary, warnings
 from .own_images import remove_lost, room
@@ -107,6 +108,7 @@ class PairManager:
         for worker in list(self.workers.values()):
             self._inherit(worker)
             self._finish_later(worker)
+            self._ask_usage(worker)
             self._look_outside(worker)
         for spec in self._specs():
             if spec.uuid not in self.workers:
@@ -204,6 +206,17 @@ class PairManager:
             except Exception:
                 log.exception("%s: what was left half done stays so; again in %.0f s", worker.name, FINISH_EVERY_S)
         worker.poller.refresh(2.0)
+
+    def _ask_usage(self, worker: PairWorker) -> None:
+        """What the secondary takes of its host, asked in the background: `status` shows what was last heard."""
+        spec = worker.spec
+        if spec is None or spec.role != "primary" or spec.peer is None or not worker.usage.due(time.monotonic()):
+            return
+        host, path, call = spec.peer.host, f"/v1/peer/pairs/{worker.uuid}", self.ctx.peers.call
+        self.ctx.workers.submit(
+            lambda: worker.usage.take(call(host, "GET", path, timeout_s=2.0)),
+            f"usage of the secondary of {worker.name}",
+        )
 
     def _specs(self) -> list[Any]:
         found = []
@@ -567,7 +580,8 @@ class PairManager:
         if state is QemuState.SECONDARY_LOADED:
             worker.publish_loaded()
         epoch = worker.spec.epoch if worker.spec else None
-        return {"qemu": str(state), "epoch": epoch, "reset_age_ms": worker.reset_age_ms()}
+        usage = usage_of(worker.vm.pid())
+        return {"qemu": str(state), "epoch": epoch, "reset_age_ms": worker.reset_age_ms(), "usage": usage}
 
     def destroy_for_peer(self, uuid: str, epoch: int, reason: str, copied: Sequence[str] = ()) -> dict[str, Any]:
         """Kill this host's copy of ``epoch`` because the asker owns the VM now. A copy of a later epoch stays.
@@ -648,6 +662,7 @@ class PairManager:
             "cause": cause,
             "host": self.ctx.host,
             "secondary_host": pair.secondary.host if pair is not None and not decided else None,
+            **(worker.usage if protected else CopyUsage()).to_json(),
             "epoch": pair.epoch if pair else 0,
             "operation": worker.operation_name,
             "step": worker.operation_step,

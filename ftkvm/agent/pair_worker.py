@@ -32,6 +32,7 @@ from ..keeper.model import DatastoreHealth, Evidence, PairSpec, PeerSpec
 from ..ports import DatastoreError, WorkTimeout
 from . import fitness, holds
 from .context import AgentContext
+from .copy_usage import CopyUsage
 from .figures import CheckpointFigures, FailoverFigures
 from .local_vm import LocalVm
 from .outside import Found, Outside, tell_primary
@@ -70,6 +71,7 @@ class PairWorker:
         self.inbox: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1024)
         self.settings = core.FtSettings()
         self.figures = CheckpointFigures()
+        self.usage = CopyUsage()
         self.protect_figures: dict[str, float] | None = None
         self.reprotect_s: float | None = None
         self.failover: FailoverFigures | None = None

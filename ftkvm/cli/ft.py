@@ -12,7 +12,18 @@ from ftkvm.cli.client import AgentClient
 from ftkvm.cli.output import Reporter, make_table, output_option, watch_document
 from ftkvm.ports import Json
 
-_COLUMNS = ("VM", "RUNS", "HOST", "FT", "SECONDARY", "EPOCH", "CHECKPOINT", "LOG MBIT/S", "LAST FAILOVER")
+_COLUMNS = (
+    "VM",
+    "RUNS",
+    "HOST",
+    "FT",
+    "SECONDARY",
+    "ITS CPU, MEMORY",
+    "EPOCH",
+    "CHECKPOINT",
+    "LOG MBIT/S",
+    "LAST FAILOVER",
+)
 _SLOW = (
     "its second copy follows slowly (lockstep interval {seconds} s) and slows the VM: look at the load of the "
     "secondary's host and at the FT network"
@@ -180,13 +191,14 @@ def _row(entry: Json) -> tuple[object, ...]:
     pair = entry["pair"]
     if pair is None:
         ft = "off" if not entry["ft"] else "on, no copy answers"
-        return (entry["name"], entry["state"], entry["host"], ft, None, None, None, None, None)
+        return (entry["name"], entry["state"], entry["host"], ft, None, None, None, None, None, None)
     if not entry["ft"] and not entry.get("ft_disabled"):
         return (
             entry["name"],
             entry["state"],
             entry["host"],
             "off",
+            None,
             None,
             None,
             None,
@@ -201,11 +213,18 @@ def _row(entry: Json) -> tuple[object, ...]:
         entry["host"],
         pair.get("shown_as") or pair.get("state"),
         pair.get("secondary_host"),
+        _usage(pair),
         pair.get("epoch") or None,
         " ".join(filter(None, (f"{interval} ms" if interval else None, pair.get("lockstep")))) or None,
         pair.get("log_bandwidth_mbit_s"),
         _failover(failover),
     )
+
+
+def _usage(pair: Json) -> str | None:
+    """What the secondary takes of its host (FT-10)."""
+    cpu, memory = pair.get("secondary_cpu_mhz"), pair.get("secondary_memory_mb")
+    return None if memory is None else f"{'?' if cpu is None else cpu} MHz, {memory} MB"
 
 
 def _failover(failover: object) -> str | None:

@@ -69,6 +69,15 @@ def test_failover_is_tried_and_measured(vm: Round) -> None:
     print(said)
 
 
+def test_what_the_secondary_takes_is_shown(vm: Round) -> None:
+    """FT-10: its CPU in MHz and memory in MB, as of at most 20 s ago."""
+    deadline = time.monotonic() + 40
+    while (pair := vm.wait_protected(0))["secondary_cpu_mhz"] is None and time.monotonic() < deadline:
+        time.sleep(1.0)
+    assert pair["secondary_cpu_mhz"] > 0, pair
+    assert pair["secondary_memory_mb"] > 100, pair
+
+
 def test_the_secondary_is_restarted(vm: Round) -> None:
     """FT-18: the primary goes on where it is; a new secondary is made."""
     before = vm.wait_protected(0)
