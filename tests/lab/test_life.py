@@ -1,6 +1,7 @@
 """What an operator does with a protected VM (FT-02, FT-08, FT-15, FT-16, FT-18), its clients connected throughout."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import faults, operator, soak, trials
 from ftkvm.lab.client import CounterClient, wait_for_guest
+from ftkvm.lab.host import Host
 from ftkvm.lab.stage import Stage
 from ftkvm.lab.trials import Outcome, Round
 
@@ -76,6 +78,32 @@ def test_what_the_secondary_takes_is_shown(vm: Round) -> None:
         time.sleep(1.0)
     assert pair["secondary_cpu_mhz"] > 0, pair
     assert pair["secondary_memory_mb"] > 100, pair
+
+
+def test_a_slow_secondary_is_seen_and_slows_the_primary(vm: Round) -> None:
+    """FT-14: its QEMU stands still most of the time. The lockstep interval is told in colours, no epoch ends."""
+    before = vm.wait_protected(0)
+    vm.clients.mark()
+    pids = faults.qemu_pids(Host(str(before["secondary_host"])), vm.vm)
+    colours: set[str] = set()
+    try:
+        for _ in range(16):
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.9)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            time.sleep(0.2)
+            colours.add(str(vm.stage.vm_status(vm.vm)["pair"]["lockstep"]))
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    assert colours & {"yellow", "red"}, colours
+    deadline = time.monotonic() + 30
+    while (pair := vm.wait_protected(0))["lockstep"] != "green" and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert (pair["lockstep"], pair["epoch"]) == ("green", before["epoch"])
+    vm.wait_served()
 
 
 def test_the_secondary_is_restarted(vm: Round) -> None:
