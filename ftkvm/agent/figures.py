@@ -46,11 +46,12 @@ class CheckpointFigures:
         return self.interval_ms or told_ms or max(DEFAULT_INTERVAL_MS, int(seen))
 
     def summary(self) -> dict[str, float | int | None]:
-        """Medians for ``status``: pause and period in ms."""
+        """Medians for ``status``: the pause in ms, and of the last few the lockstep interval, which is to tell of now."""
+        recent = list(self.periods_ms)[-RECENT:]
         return {
             "checkpoints": self.count,
             "checkpoint_ms": round(median(self.pauses_ms), 1) if self.pauses_ms else None,
-            "lockstep_interval_s": round(median(self.periods_ms) / 1000, 3) if self.periods_ms else None,
+            "lockstep_interval_s": round(median(recent) / 1000, 3) if recent else None,
         }
 
 
