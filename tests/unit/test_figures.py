@@ -23,3 +23,10 @@ def test_pauses_and_periods() -> None:
     assert figures.count == 2
     assert [round(each) for each in figures.pauses_ms] == [40, 40]
     assert [round(each) for each in figures.periods_ms] == [500]
+
+
+def test_the_lockstep_interval_is_of_the_last_few_checkpoints() -> None:
+    """A secondary that has become slow a moment ago is seen now (FT-14)."""
+    figures = CheckpointFigures()
+    figures.periods_ms.extend([500.0] * 90 + [2000.0] * 10)
+    assert figures.summary()["lockstep_interval_s"] == 2.0
