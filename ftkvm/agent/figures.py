@@ -46,7 +46,7 @@ class CheckpointFigures:
         return self.interval_ms or told_ms or max(DEFAULT_INTERVAL_MS, int(seen))
 
     def summary(self) -> dict[str, float | int | None]:
-        """Medians for ``status``: the pause in ms; of the last few only the lockstep interval, which is to tell of now."""
+        """Medians for ``status``: the pause in ms; of the last few only, the lockstep interval: it tells of now."""
         recent = list(self.periods_ms)[-RECENT:]
         return {
             "checkpoints": self.count,
