@@ -1,7 +1,9 @@
 """Whatever is refused leaves everything byte for byte as it was: domains, disks and pairs (issue 4, FT-16)."""
 
 import hashlib
+import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,6 +125,16 @@ def test_a_vm_that_would_stand_still_too_long(seat: Seat) -> None:
         time.sleep(1.5)
     goes_on_alone(seat, ended, "FTKVM-511")
     seat.ok("vm", "set", VM, "ft.max_switchover_seconds=")
+
+
+@pytest.mark.long
+def test_a_secondary_that_does_not_come_in_time(seat: Seat) -> None:
+    """FTKVM-513: its QEMU stands still before it has said that it has a checkpoint."""
+    two = seat.hosts[1]
+    with seat.waiting_after("insert", "enable", VM, "--secondary", two.name) as ended:
+        for pid in faults.qemu_pids(two, VM):
+            os.kill(pid, signal.SIGSTOP)
+    goes_on_alone(seat, ended, "FTKVM-513")
 
 
 def goes_on_alone(seat: Seat, ended: list[Said], code: str) -> None:
