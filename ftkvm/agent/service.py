@@ -129,6 +129,17 @@ class Service:
         :raises FtkvmError: FTKVM-201, FTKVM-202 it does not answer, FTKVM-214 it runs VMs, FTKVM-243/244 the last one,
             FTKVM-264 it is not dead
         """
+        config, hosts, boot_id = self._removal(name, dead=dead)
+        removed = {**config.removed, name: boot_id} if boot_id else config.removed
+        return {"host": name, "version": publish(self._ctx, config, hosts=hosts, removed=removed).version}
+
+    def may_remove_host(self, name: str, *, dead: bool) -> Json:
+        """What :meth:`remove_host` would say, or raise; nothing is changed."""
+        config, _hosts, _boot_id = self._removal(name, dead=dead)
+        return {"host": name, "version": config.version + 1}
+
+    def _removal(self, name: str, *, dead: bool) -> tuple[ClusterConfig, dict[str, HostEntry], str]:
+        """The configuration, the hosts that would be left, and the boot of which the operator says that it is over."""
         self._ctx.cluster.host(name)
         answer = gather(self._ctx, "/v1/local/vms", hosts=[name])[name]
         if isinstance(answer, FtkvmError) and not dead:
@@ -138,9 +149,7 @@ class Service:
         config = self._ctx.cluster.current(fresh=True)
         hosts = {key: entry for key, entry in config.hosts.items() if key != name}
         self._require_others(name, config, sorted(hosts))
-        boot_id = last_boot(self._ctx, name) if isinstance(answer, FtkvmError) else ""
-        removed = {**config.removed, name: boot_id} if boot_id else config.removed
-        return {"host": name, "version": publish(self._ctx, config, hosts=hosts, removed=removed).version}
+        return config, hosts, last_boot(self._ctx, name) if isinstance(answer, FtkvmError) else ""
 
     def _require_others(self, name: str, config: ClusterConfig, others: list[str]) -> None:
         """Somebody is left, and while HA is on one of them is a primary host, that others can join through (HA-01)."""

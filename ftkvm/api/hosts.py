@@ -45,6 +45,11 @@ def router(service: Service, health: Health) -> APIRouter:
         """Set or remove a host's power fencing device."""
         return service.set_fence(name, request.parameters)
 
+    @routes.get("/hosts/{name}/removal")
+    def may_remove_host(name: str, dead: bool = False) -> Json:
+        """Whether the host could be taken out; nothing is changed."""
+        return service.may_remove_host(name, dead=dead)
+
     @routes.post("/hosts/{name}/remove")
     def remove_host(name: str, request: RemoveRequest) -> Json:
         """Take a host that runs no VMs out of the configuration."""

@@ -122,12 +122,14 @@ def exit_maintenance(name: str, output: str) -> None:
 @click.option("--dead", is_flag=True, help="The host does not answer, and you have made sure that it is switched off.")
 @click.option("--keep-files", is_flag=True, help="Leave on the host what its preparation changed.")
 @click.option("--purge", is_flag=True, help="Also remove the packages that its preparation installed.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
 @click.option("--address", help="Where SSH reaches the host, if not at its name.")
 @ssh_options
 @output_option
 def remove(
-    name: str, dead: bool, keep_files: bool, purge: bool, address: str | None, ssh: SshAccess, output: str
-) -> None:
+    name: str, dead: bool, keep_files: bool, purge: bool, dry_run: bool, address: str | None, ssh: SshAccess,
+    output: str,
+) -> None:  # fmt: skip
     """Take the host NAME out of the cluster, and take back over SSH what its preparation changed. It must run no VMs.
 
     Of a dead host only the cluster forgets; when it is back: `ftkvm host restore NAME`.
@@ -137,11 +139,26 @@ def remove(
         runner = None
         if not (dead or keep_files) and name in client.cluster.hosts:
             runner = stack.enter_context(_session(ssh.target(name, address)))
-        answer = _forget(client, name, dead=dead)
-        back = _take_back(runner, purge=purge) if runner is not None else None
+        answer = _would_forget(client, name, dead=dead) if dry_run else _forget(client, name, dead=dead)
+        back = _take_back(runner, purge=purge, dry_run=dry_run) if runner is not None else None
     answer["taken_back"] = back.to_json() if back is not None else None
-    lines = [f"Host {name} is out of the cluster, its certificates are revoked.", *(back.lines() if back else [])]
+    answer["dry_run"] = dry_run
+    done = f"Host {name} is out of the cluster, its certificates are revoked."
+    would = f"would: take host {name} out of the cluster, and revoke its certificates"
+    lines = [would if dry_run else done, *(back.lines() if back else [])]
     reporter.result(answer, "\n".join(lines))
+
+
+def _would_forget(client: AgentClient, name: str, *, dead: bool) -> Json:
+    """What :func:`_forget` would do."""
+    if name not in client.cluster.hosts:
+        raise FtkvmError("FTKVM-201", host=name)
+    answer = client.call("GET", f"/v1/hosts/{quote(name)}/removal?dead={str(dead).lower()}")
+    return {**answer, "revoked": sorted(_serials(client.home, name)), "not_told": []}
+
+
+def _serials(home: Home, name: str) -> set[str]:
+    return {str(row["serial"]) for row in home.issued() if row["name"] == name and row["role"] == Role.HOST}
 
 
 def _forget(client: AgentClient, name: str, *, dead: bool) -> Json:
@@ -152,7 +169,7 @@ def _forget(client: AgentClient, name: str, *, dead: bool) -> Json:
     if known == cluster.hosts:
         raise FtkvmError("FTKVM-201", host=name)
     client.home.save(replace(cluster, hosts=known))
-    serials = {str(row["serial"]) for row in client.home.issued() if row["name"] == name and row["role"] == Role.HOST}
+    serials = _serials(client.home, name)
     missed: list[str] = []
     if serials:
         client.home.revoke(serials)

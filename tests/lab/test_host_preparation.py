@@ -72,7 +72,11 @@ def test_cut_off_in_any_step_and_taken_back(seat: Seat) -> None:
         cut_off(seat, host, number)
         assert seat.add_host(host).status == 0, number
         assert seat.ok("host", "add", host.name, "--address", seat.address(host))["steps"] == []
-        said = seat.ok("host", "remove", host.name, "--address", seat.address(host))
+        there, words = configuration(host), ("host", "remove", host.name, "--address", seat.address(host))
+        shown = seat.ok(*words, "--dry-run")
+        assert configuration(host) == there
+        said = seat.ok(*words)
+        assert said == {**shown, "dry_run": False}
         assert said["taken_back"]["removed"]
         assert configuration(host) == before, number
 
