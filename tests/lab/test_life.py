@@ -80,28 +80,26 @@ def test_what_the_secondary_takes_is_shown(vm: Round) -> None:
     assert pair["secondary_memory_mb"] > 100, pair
 
 
-def test_a_slow_secondary_is_seen_and_slows_the_primary(vm: Round) -> None:
-    """FT-14: its QEMU stands still most of the time. The lockstep interval is told in colours, no epoch ends."""
+def test_a_slow_secondary_slows_the_primary_and_is_shown(vm: Round) -> None:
+    """FT-14: its QEMU stands still most of the time. The lockstep interval grows with it, and no epoch ends."""
     before = vm.wait_protected(0)
     vm.clients.mark()
     pids = faults.qemu_pids(Host(str(before["secondary_host"])), vm.vm)
-    colours: set[str] = set()
+    intervals_s: list[float] = []
     try:
-        for _ in range(16):
+        for _ in range(12):
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
-            time.sleep(0.9)
+            time.sleep(1.7)
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
-            time.sleep(0.2)
-            colours.add(str(vm.stage.vm_status(vm.vm)["pair"]["lockstep"]))
+            time.sleep(0.3)
+            intervals_s.append(float(vm.stage.vm_status(vm.vm)["pair"]["lockstep_interval_s"]))
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-    assert colours & {"yellow", "red"}, colours
-    deadline = time.monotonic() + 30
-    while (pair := vm.wait_protected(0))["lockstep"] != "green" and time.monotonic() < deadline:
-        time.sleep(0.5)
+    assert max(intervals_s) > 0.75, intervals_s  # begun with is 0.5 s
+    pair = vm.wait_protected(0)
     assert (pair["lockstep"], pair["epoch"]) == ("green", before["epoch"])
     vm.wait_served()
 
