@@ -223,7 +223,8 @@ class TestDatastore:
         lost = until(lambda: self.state(hosts) == "failed")
         print(f"\ndatastore: hung after {hung:.2f} s, fine after {fine:.2f} s, failed after {lost:.2f} s")
         assert 1.2 < hung < 1.9 and fine < 0.5 and lost < 0.5
-        assert hosts.client("a").status().datastore.error == "ENOTCONN"
+        # a request that was under way when the server died is told the second, every later one the first
+        assert hosts.client("a").status().datastore.error in ("ENOTCONN", "ECONNABORTED")
 
     def test_a_keeper_is_replaced_while_its_storage_hangs(
         self, hosts: World, mount: "subprocess.Popen[bytes]"
