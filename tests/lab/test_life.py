@@ -80,30 +80,6 @@ def test_what_the_secondary_takes_is_shown(vm: Round) -> None:
     assert pair["secondary_memory_mb"] > 100, pair
 
 
-def test_a_slow_secondary_slows_the_primary_and_is_shown(vm: Round) -> None:
-    """FT-14: its QEMU stands still most of the time. The lockstep interval grows with it, and no epoch ends."""
-    before = vm.wait_protected(0)
-    vm.clients.mark()
-    pids = faults.qemu_pids(Host(str(before["secondary_host"])), vm.vm)
-    intervals_s: list[float] = []
-    try:
-        for _ in range(12):
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            time.sleep(1.7)
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
-            time.sleep(0.3)
-            intervals_s.append(float(vm.stage.vm_status(vm.vm)["pair"]["lockstep_interval_s"]))
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-    assert max(intervals_s) > 0.75, intervals_s  # begun with is 0.5 s
-    pair = vm.wait_protected(0)
-    assert (pair["lockstep"], pair["epoch"]) == ("green", before["epoch"])
-    vm.wait_served()
-
-
 def test_the_secondary_is_restarted(vm: Round) -> None:
     """FT-18: the primary goes on where it is; a new secondary is made."""
     before = vm.wait_protected(0)
@@ -205,6 +181,30 @@ def cut_off_after(vm: Round, word: str, *words: str) -> None:
                 run.kill()
                 break
     assert run.returncode == -signal.SIGKILL, said
+
+
+def test_a_slow_secondary_slows_the_primary_and_is_shown(vm: Round) -> None:
+    """FT-14: its QEMU stands still most of the time. The lockstep interval grows with it, and no epoch ends."""
+    before = vm.wait_protected(0)
+    vm.clients.mark()
+    pids = faults.qemu_pids(Host(str(before["secondary_host"])), vm.vm)
+    intervals_s: list[float] = []
+    try:
+        for _ in range(12):
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(1.7)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            time.sleep(0.3)
+            intervals_s.append(float(vm.stage.vm_status(vm.vm)["pair"]["lockstep_interval_s"]))
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    assert max(intervals_s) > 0.75, intervals_s  # begun with is 0.5 s
+    pair = vm.wait_protected(0)
+    assert (pair["lockstep"], pair["epoch"]) == ("green", before["epoch"])
+    vm.wait_served()
 
 
 def test_turned_on_while_it_is_off(vm: Round) -> None:
