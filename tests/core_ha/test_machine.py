@@ -236,6 +236,23 @@ def test_a_vm_without_qemu_is_released_after_five_seconds() -> None:
     assert one.told("qemu-died")
 
 
+@pytest.mark.parametrize(("released", "asked"), [(True, 1), (False, 2)])
+def test_a_release_that_came_to_nothing_is_asked_for_again_after_the_next_reading(released: bool, asked: int) -> None:
+    """A start was on its way here, so nothing was released; it failed, and the VM is down and still ours."""
+    one = Alone()
+    one.vm("vm1", "h1")
+    one.run(40)
+    one.local.clear()
+    one.until(lambda: one.stops)
+    if released:
+        one.vms["vm1"] = replace(one.vms["vm1"], owner=m.Owner(2, None, "boot-h1", m.OwnerWhy.RELEASED))
+    one.ended.append(m.Ended(one.stops[0][1], m.Result.OK, "was not ours, or is here again"))
+    one.run(20)
+    assert len(one.stops) == 1, "not before it was read again"
+    one.run(25)
+    assert len(one.stops) == asked
+
+
 @pytest.mark.parametrize("change", [{"power": False}, {"owner": m.Owner(2, "h2", "boot-h2", m.OwnerWhy.MIGRATED)}])
 def test_a_vm_that_was_switched_off_or_moved_has_not_died(change: dict[str, object]) -> None:
     one = Alone()

@@ -45,7 +45,8 @@ class Guard:
     """``good_ms``: when the last good heartbeat write began; ``good_stop_ms``: the time it promised.
 
     ``stops``: StopVm under way, by UUID and kind. ``own``: VMs this host owns as last read. ``missing``: those of them
-    without a QEMU here, since when. ``released``: the owner numbers given up for those.
+    without a QEMU here, since when. ``released``: when the last
+    release of a VM that had died ended, whatever came of it.
     """
 
     since_ms: int
@@ -105,9 +106,9 @@ def _stops(guard: Guard, desk: Desk) -> dict[tuple[str, bool], int]:
 
 
 def _released(guard: Guard, desk: Desk) -> dict[str, int]:
-    done = {action.uuid: action.owner for action, ended in desk.ends(StopVm)
+    done = {action.uuid: desk.now for action, ended in desk.ends(StopVm)
             if action.owner is not None and ended.result is Result.OK}  # fmt: skip
-    return {**guard.released, **done}
+    return {**{uuid: at for uuid, at in guard.released.items() if uuid in guard.missing}, **done}
 
 
 # ---------------------------------------------------------------------------------------------------- heartbeat
@@ -199,7 +200,8 @@ def _look_after_own(guard: Guard, desk: Desk, alone: bool) -> Guard:
         gone_ms = missing.get(vm.uuid)
         if gone_ms is None or asked is None or asked < gone_ms + DIED_AFTER_MS or not _died(vm, desk):
             continue
-        if (vm.uuid, True) not in guard.stops and guard.released.get(vm.uuid) != vm.owner.number:
+        # What came of a release is what a reading begun after it says: a start may have been on its way, and failed.
+        if (vm.uuid, True) not in guard.stops and asked > guard.released.get(vm.uuid, -1):
             desk.tell("qemu-died", f"{vm.name} has no QEMU here any more; it is released", desk.seen.me, vm.uuid)
             guard = stop(guard, desk, vm.uuid, IsolationResponse.POWER_OFF, "qemu-died", vm.owner.number)
     return _read_own(guard, desk, frozenset(here), _LOOK_ALONE_EVERY_MS if alone else _LOOK_EVERY_MS)
