@@ -123,6 +123,27 @@ class Qemus:
         return True
 
 
+class LastQemu:
+    """The process that one VM's QEMU was when it was last noted."""
+
+    def __init__(self, uuid: str, qemus: Qemus | None = None) -> None:
+        self._uuid = uuid
+        self._qemus = qemus or Qemus()
+        self._last: Qemu | None = None
+
+    def note(self) -> None:
+        """Note which process it is now."""
+        self._last = self._qemus.look().get(self._uuid)
+
+    def gone(self) -> bool:
+        """Whether not one thread of it is left; False if none was ever noted.
+
+        safety: a QEMU's command line is empty as soon as its first thread is dead. To look for that is not enough:
+        another one may hang in the storage still, and its write come through much later.
+        """
+        return self._last is not None and not self._qemus.alive(self._last)
+
+
 def _split(stat: str) -> tuple[str, list[str]]:
     """The name in brackets, which may hold anything, and the fields after it."""
     start, end = stat.index("("), stat.rindex(")")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.domains import Domains
+from ..adapters.qemus import LastQemu
 from ..adapters.qmp import Monitor, MonitorError, MonitorGone, MonitorTimeout
 from ..core.facts import without_monitor
 from ..core.pair import QemuState
@@ -59,6 +60,8 @@ class LocalVm:
         self._shape: Shape | None = None
         self._pid: int | None = None
         self._monitored_pid: int | None = None
+        self.process = LastQemu(uuid)
+        """The process that the monitor was last opened in."""
         self._connecting = threading.Lock()
 
     def _on_event(self, event: dict[str, Any]) -> None:
@@ -124,6 +127,7 @@ class LocalVm:
                 raise MonitorGone(f"{path}: no such monitor")
             self._monitor = Monitor.connect(path, self._on_event, self._on_closed, 2.0)
             self._monitored_pid = self.pid()
+            self.process.note()
             return self._monitor
 
     def drop_monitor(self) -> None:

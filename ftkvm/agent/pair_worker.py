@@ -317,7 +317,8 @@ class PairWorker:
         epoch = records.pair.epoch if records.pair is not None else None
         if qemu is QemuState.PRIMARY:
             self._ran_as_primary = epoch
-        absent = qemu is QemuState.ABSENT and epoch is not None and self._ran_as_primary == epoch
+        mine = qemu is QemuState.ABSENT and epoch is not None and self._ran_as_primary == epoch
+        absent = mine and self.vm.process.gone()
         self._absent_since = (self._absent_since or time.monotonic()) if absent else None
         in_colo = qemu in (QemuState.PRIMARY, QemuState.SECONDARY_LOADED)
         now = time.monotonic()

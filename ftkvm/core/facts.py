@@ -173,8 +173,8 @@ class Observation:
     record_known: bool = True  # False: the datastore has never answered since the agent's start
     winner: WinnerState = field(default_factory=WinnerUnknown)  # of record.epoch
     qemu: QemuState = QemuState.ABSENT
-    #: On the primary: for how long its QEMU has been gone, which this very agent has seen run as the epoch's primary;
-    #: 0: it is there, or not known since when.
+    #: On the primary: for how long its QEMU, which this very agent has seen run as the epoch's primary, has been gone
+    #: to the last thread; 0: something of it is there, or it is not known since when.
     absent_ms: int = 0
     #: The last epoch this QEMU process took part in: of a secondary from its overlay's name (`….ft-7-s.qcow2`), of
     #: one that has become plain from /run/ftkvm/pairs. None: it never was in one (a secondary must never show None).

@@ -255,13 +255,13 @@ def _primary_with_bad_disk(obs: Observation) -> Decision:
 def _gone_primary(obs: Observation, record: PairRecord, settings: FtSettings) -> Decision:
     """The secondary goes live. One that is lost as well never will, and HA may not start the VM while it might.
 
-    safety: this host has looked at its own processes: this copy is gone for certain, and its images stand still. The
-    other copy's chance is given up in the only way there is, by the epoch's winner file, with a reason that lets nobody
-    go live. If it has won meanwhile, or wins at the same moment, the file says so, and nothing is given up. If it was
-    frozen, it finds the file when it thaws, and ends itself. Whatever the guest was told is written is on this copy's
-    images, unless its own disk had failed (then only the secondary's will do): an agent that did not watch it to its
-    end gives nothing up. A secondary that says that it stands by (its datastore hangs, say) is waited for without end:
-    it has the memory, too.
+    safety: this host has looked at its own processes: of this copy not one thread is left that could still write
+    (``LastQemu.gone``), so its images stand still. The other copy's chance is given up in the only way there is, by the
+    epoch's winner file, with a reason that lets nobody go live. If it has won meanwhile, or wins at the same moment,
+    the file says so, and nothing is given up. If it was frozen, it finds the file when it thaws, and ends itself.
+    Whatever the guest was told is written is on this copy's images, unless its own disk had failed (then only the
+    secondary's will do): an agent that did not watch it to its end gives nothing up. A secondary that says that it
+    stands by (its datastore hangs, say) is waited for without end: it has the memory, too.
     """
     said = said_now(obs)
     stands_by = said is not None and said.qemu in (PeerQemu.LOADED, PeerQemu.RUNNING)
