@@ -180,6 +180,25 @@ def test_a_secondary_that_comes_back_late_runs_nothing_a_second_time(cas: bool, 
     assert re.search(says, failure)
 
 
+STORAGE_BACK = [HaFault(20_262, "kill-qemu", "vm2"), HaFault(20_923, "fail-storage", "h4", 30_000)]
+
+
+def test_a_secondary_that_wins_as_its_datastore_comes_back_is_not_taken_at_its_earlier_word() -> None:
+    """It had said that it runs no ordinary VM, which was true until then."""
+    assert run_ha_seed(700_091, script=STORAGE_BACK, shape=Shape(4, 8, watchdogs=("h2",)), pairs=4).failure == ""
+
+
+PRIMARY_THEN_SECONDARY = [HaFault(25_000, "kill-qemu", "vm2"), HaFault(25_200, "freeze", "h4", 100_000)]
+
+
+@pytest.mark.parametrize(("cas", "says"), [(True, ""), (False, "vm2 .*while it runs on|vm2 .*owner file says")])
+def test_a_pair_nobody_could_win_is_restarted_and_its_late_secondary_loses(cas: bool, says: str) -> None:
+    """Its primary's host has ended the epoch; only that file, created once, keeps the thawed copy from going live."""
+    failure = run_ha_seed(1, script=PRIMARY_THEN_SECONDARY, shape=NO_DOG_THERE, cas=cas, pairs=2).failure
+    assert bool(failure) is not cas
+    assert re.search(says, failure)
+
+
 CLUSTERS = [path for path in sorted(LIBRARY.iterdir()) if "kind = " not in (path / "cluster.toml").read_text()]
 
 

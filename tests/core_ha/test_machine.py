@@ -141,6 +141,26 @@ def test_a_host_without_its_datastore_is_taken_over_only_when_it_says_that_nothi
     assert len(one.starts) == 1
 
 
+@pytest.mark.parametrize(("runs", "starts"), [(1, 0), (0, 1)])
+def test_what_a_host_said_before_its_owner_file_was_read_is_not_its_word_on_that_vm(runs: int, starts: int) -> None:
+    """Its datastore is back, and it has won a pair's epoch a moment ago: its last beat does not know of that yet."""
+    one = coordinator()
+    vm = one.vm("vm1", "h3")
+    one.stuck["h2"] = one.now
+    one.run(25)
+    assert one.view("h2") is m.HostState.NO_STORAGE
+    one.vms["vm1"] = replace(vm, owner=m.Owner(2, "h2", "boot-h2", m.OwnerWhy.FAILOVER))
+    one.mute["h2"] = one.now
+    reads = len(one.of(m.ReadVms))
+    one.run(2)  # no beat of it, which for so long is nothing
+    assert len([read for _, read in one.of(m.ReadVms)[reads:] if not read.local]) >= 1  # type: ignore[attr-defined]
+    assert not one.starts
+    del one.mute["h2"]
+    one.solo["h2"] = runs
+    one.run(10)
+    assert len(one.starts) == starts
+
+
 @pytest.mark.parametrize("gap_ms", [3000, 4000, 60_000])
 def test_a_pause_of_our_own_begins_all_windows_anew(gap_ms: int) -> None:
     one = coordinator()

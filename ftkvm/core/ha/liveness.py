@@ -176,12 +176,11 @@ def boots_over(windows: Windows, runners: Iterable[tuple[str, str]], known_ms: i
 
 
 def gone(
-    liveness: Liveness, desk: Desk, windows: Windows, host: str, boot_id: str, over: frozenset[tuple[str, str]],
-    *, ordinary: bool = True,
-) -> str | None:  # fmt: skip
+    liveness: Liveness, desk: Desk, windows: Windows, host: str, boot_id: str, over: frozenset[tuple[str, str]]
+) -> str | None:
     """Why nothing that this boot of the host ran can write any more; None: it can, or nothing proves that it cannot.
 
-    ``boot_id`` "": whichever. ``over``: see :func:`boots_over`. ``ordinary``: it is no copy of a pair.
+    ``boot_id`` "": whichever. ``over``: see :func:`boots_over`.
 
     safety: an operator's word counts for the one boot it was said of: who has not read yet that the host was added
     again takes nothing from its next one. And it counts for nothing while that host writes heartbeats.
@@ -197,7 +196,7 @@ def gone(
         return f"{host} was switched off by its fencing device"
     if liveness.dead.get(host) == there:
         return liveness.views[host].why if host in liveness.views else f"{host} is dead"
-    return _stopped_by_itself(liveness, desk, windows, host) if ordinary else None
+    return None
 
 
 def removed_boots(desk: Desk, windows: Windows) -> dict[str, str]:
@@ -209,12 +208,24 @@ def removed_boots(desk: Desk, windows: Windows) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _stopped_by_itself(liveness: Liveness, desk: Desk, windows: Windows, host: str) -> str | None:
-    """A host without the datastore that says, now, that it has ended its ordinary VMs."""
-    beats = desk.seen.beats.get(host)
-    if liveness.state(host) is not HostState.NO_STORAGE or beats is None or beats.solo_vms != 0:
+def stopped_by_itself(
+    liveness: Liveness, desk: Desk, windows: Windows, host: str, boot_id: str, known_ms: int
+) -> str | None:
+    """Why an ordinary VM has ended whose owner file, known since ``known_ms``, names this boot: the host is without the
+    datastore, and says, now, that it has ended its ordinary VMs.
+
+    safety: the word and the silence must both be younger than what we know of the owner. A host whose datastore is back
+    may have started the VM, or won a pair's epoch, a moment ago, and what it said before that says nothing of it
+    (simulator, pairs, seed 700091). It starts a VM only after a heartbeat, which a reading begun later shows; and one
+    that it runs or starts is in each beat from before its owner file was written. A beat on its way for a whole
+    interval is not believed in.
+    """
+    if liveness.state(host) is not HostState.NO_STORAGE or windows.boot_id(host) != boot_id:
         return None
-    if windows.still_ms(host) < desk.settings.lease_ms:
+    beats = desk.seen.beats.get(host)
+    if beats is None or beats.solo_vms != 0 or windows.still_ms(host) < desk.settings.lease_ms:
+        return None
+    if (beats.heard_ms or 0) < known_ms + desk.settings.interval_ms or (windows.asked_ms or 0) < known_ms:
         return None
     return f"{host} lost the datastore and says that it has ended its VMs"
 

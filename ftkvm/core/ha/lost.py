@@ -9,7 +9,7 @@ from ftkvm.core.ha.liveness import Liveness
 from ftkvm.core.ha.model import FtEpoch, OwnerWhy, Priority, Vm
 from ftkvm.core.ha.windows import Windows
 
-_Gone = Callable[..., str | None]
+_Gone = Callable[[str, str], str | None]
 FREE_AFTER_MS = 30_000
 """A VM that is wanted and was stopped cleanly is on its way up by somebody's hand; after that it is ours."""
 PAIR_DECIDES_MS = 60_000
@@ -36,20 +36,37 @@ def is_wanted(vm: Vm) -> bool:
     return vm.power and vm.priority is not Priority.DISABLED
 
 
+def known_since(before: Mapping[str, tuple[int, int]], vms: tuple[Vm, ...], now: int) -> dict[str, tuple[int, int]]:
+    """The number of each VM's newest owner file, and since when that is known."""
+    fresh = {vm.uuid: (vm.owner.number, now) for vm in vms}
+    return {uuid: before[uuid] if before.get(uuid, (-1, 0))[0] == each[0] else each for uuid, each in fresh.items()}
+
+
 def lost(
     vms: tuple[Vm, ...], desk: Desk, windows: Windows, liveness: Liveness, over: frozenset[tuple[str, str]],
-    since: Mapping[str, int],
+    since: Mapping[str, int], known: Mapping[str, tuple[int, int]],
 ) -> tuple[Lost, ...]:  # fmt: skip
-    """All wanted VMs that somebody must look after. ``since``: since when they were, of those that were before."""
-    verdicts: dict[tuple[str, str, bool], str | None] = {}
+    """All wanted VMs that somebody must look after. ``since``: since when they were, of those that were before.
 
-    def gone(host: str, boot_id: str, ordinary: bool = True) -> str | None:
+    ``known``: the number of each one's owner file, and since when that is known here.
+    """
+    verdicts: dict[tuple[str, str], str | None] = {}
+
+    def gone(host: str, boot_id: str) -> str | None:
         if not boot_id:
             return None
-        key = (host, boot_id, ordinary)
+        key = (host, boot_id)
         if key not in verdicts:
-            verdicts[key] = living.gone(liveness, desk, windows, host, boot_id, over, ordinary=ordinary)
+            verdicts[key] = living.gone(liveness, desk, windows, host, boot_id, over)
         return verdicts[key]
+
+    def ended(vm: Vm) -> str | None:
+        """An ordinary VM's owner may also say itself that it has ended it."""
+        owner, since_ms = vm.owner, known[vm.uuid][1]
+        if owner.host is None:
+            return None
+        proof = gone(owner.host, owner.boot_id)
+        return proof or living.stopped_by_itself(liveness, desk, windows, owner.host, owner.boot_id, since_ms)
 
     troubled = {host for host, view in liveness.views.items() if living.broken(view.state)}
     found = []
@@ -60,18 +77,18 @@ def lost(
         one = (
             _pair(vm, vm.open_epoch, desk, gone, troubled, first)
             if vm.open_epoch is not None
-            else _ordinary(vm, desk, gone, troubled, first)
+            else _ordinary(vm, desk, ended, troubled, first)
         )
         if one is not None:
             found.append(one)
     return tuple(found)
 
 
-def _ordinary(vm: Vm, desk: Desk, gone: _Gone, troubled: set[str], first: int) -> Lost | None:
+def _ordinary(vm: Vm, desk: Desk, ended: Callable[[Vm], str | None], troubled: set[str], first: int) -> Lost | None:
     owner = vm.owner
     if owner.host is None:
         return _released(vm, desk, first)
-    proof = gone(owner.host, owner.boot_id)
+    proof = ended(vm)
     if proof is None:
         return _unproven(vm, (owner.host,), desk, troubled, first)
     return _proven(vm, proof, (owner.host,), desk, first)
@@ -109,15 +126,15 @@ def _pair(vm: Vm, ft: FtEpoch, desk: Desk, gone: _Gone, troubled: set[str], firs
     if ft.nobody:
         return _free(vm, desk, first)
     if ft.winner is not None:
-        proof = gone(ft.winner, ft.winner_boot_id, ordinary=False)
+        proof = gone(ft.winner, ft.winner_boot_id)
         if proof is None:
             return _unproven(vm, (ft.winner,), desk, troubled, first)
         return _proven(vm, proof, (ft.winner,), desk, first)
     hosts = (ft.primary, ft.secondary)
-    proof = gone(ft.primary, ft.primary_boot_id, ordinary=False)
+    proof = gone(ft.primary, ft.primary_boot_id)
     if proof is None:
         return _unproven(vm, hosts, desk, troubled, first)
-    other = gone(ft.secondary, ft.secondary_boot_id, ordinary=False)
+    other = gone(ft.secondary, ft.secondary_boot_id)
     if other is not None or desk.now - first >= PAIR_DECIDES_MS:
         if other is None:
             told = f"its primary's copy is gone, and its secondary has not gone live for {PAIR_DECIDES_MS // 1000} s"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from ftkvm.core.ha import liveness as living
 from ftkvm.core.ha.desk import PAUSE_MS, Desk
 from ftkvm.core.ha.liveness import Liveness
-from ftkvm.core.ha.lost import Lost, is_wanted, lost
+from ftkvm.core.ha.lost import Lost, is_wanted, known_since, lost
 from ftkvm.core.ha.model import (
     Ended,
     Fence,
@@ -72,10 +72,11 @@ class Placed:
 class Restarts:
     """What the coordinator remembers; a new one begins with nothing and finds all it needs on the datastore.
 
-    The failed attempts too: ``Vm.failed_attempts``.
+    The failed attempts too: ``Vm.failed_attempts``. ``known``: see :func:`ftkvm.core.ha.lost.lost`.
     """
 
     vms: tuple[Vm, ...] = ()
+    known: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     asked_ms: int | None = None
     seen_ms: int = 0
     under_way_ms: int | None = None
@@ -111,7 +112,8 @@ def _ends(restarts: Restarts, desk: Desk) -> Restarts:
             restarts = replace(restarts, under_way_ms=None)
         newer = restarts.asked_ms is None or action.asked_ms > restarts.asked_ms
         if newer and ended.result is Result.OK and isinstance(ended.value, tuple):
-            restarts = replace(restarts, vms=ended.value, asked_ms=action.asked_ms, seen_ms=desk.now)
+            known = known_since(restarts.known, ended.value, desk.now)
+            restarts = replace(restarts, vms=ended.value, known=known, asked_ms=action.asked_ms, seen_ms=desk.now)
             restarts = _take_up(restarts, desk)
     for start, ended in desk.ends(StartVm):
         placed = restarts.placed.get(start.uuid)
@@ -184,7 +186,7 @@ def _find_lost(restarts: Restarts, desk: Desk, windows: Windows, liveness: Liven
     states = {host: view.state for host, view in liveness.views.items()}
     boots = {host: window.heartbeat.boot_id for host, window in windows.by_host.items()}
     said = tuple(
-        (host, beats.solo_vms, windows.still_ms(host) >= desk.settings.lease_ms)
+        (host, beats.solo_vms, beats.heard_ms, windows.asked_ms)
         for host, beats in desk.seen.beats.items()
         if states.get(host) is HostState.NO_STORAGE
     )
@@ -198,7 +200,7 @@ def _find_lost(restarts: Restarts, desk: Desk, windows: Windows, liveness: Liven
     runners = {runner for vm in restarts.vms for runner in vm.runners}
     over = (restarts.over & runners) | living.boots_over(windows, runners, restarts.seen_ms)
     since = {each.vm.uuid: each.since_ms for each in restarts.lost}
-    found = lost(restarts.vms, desk, windows, liveness, over, since)
+    found = lost(restarts.vms, desk, windows, liveness, over, since, restarts.known)
     return replace(restarts, lost=found, lost_key=key, over=over, tries=_live_tries(restarts, desk, windows, liveness))
 
 
