@@ -14,7 +14,7 @@ from pathlib import Path
 from ftkvm.catalogue import FtkvmError
 from ftkvm.core.chain import Side, parse_overlay
 from ftkvm.core.checks.domain import ImageFacts
-from ftkvm.core.newest import scratch
+from ftkvm.core.newest import scratches
 
 QEMU_IMG_TIMEOUT_S = 20.0
 COMMIT_TIMEOUT_S = 3600.0
@@ -247,11 +247,8 @@ def remove(path: str) -> None:
 
 def remove_copy(path: str) -> None:
     """Delete one copy's overlay of a disk, with the scratch disks that lie beside it if it is a secondary's."""
-    remove(path)
-    known = parse_overlay(path)
-    if known is not None and known.side is Side.SECONDARY:
-        for side in (Side.ACTIVE, Side.HIDDEN):
-            remove(scratch(path, side))
+    for file in (path, *scratches(path)):
+        remove(file)
 
 
 def _qemu_img(*arguments: str, timeout_s: float = QEMU_IMG_TIMEOUT_S) -> str:

@@ -15,7 +15,7 @@ from ..adapters import images
 from ..catalogue import FtkvmError
 from ..core.chain import Side, parse_overlay
 from ..core.checks.domain import changed_images, own_file
-from ..core.newest import home, scratch
+from ..core.newest import home, scratches
 from ..core.pair import Winner, WinnerState
 from ..core.placement import Room, lacking
 from ..engine.shape import Disk, plain_xml
@@ -88,7 +88,7 @@ def room(directories: Iterable[str], stale: Iterable[str] = ()) -> dict[str, Roo
     :param stale: images that go before a copy is made here: what they take counts as free. Only such as we name ours.
     """
     freed: dict[int, int] = {}
-    for path in (file for each in stale for file in _with_scratch(each)):
+    for path in (file for each in stale if parse_overlay(each) for file in (each, *scratches(each))):
         with contextlib.suppress(OSError):
             seen = Path(path).lstat()
             freed[seen.st_dev] = freed.get(seen.st_dev, 0) + seen.st_blocks * 512
@@ -101,13 +101,6 @@ def room(directories: Iterable[str], stale: Iterable[str] = ()) -> dict[str, Roo
         else:
             found[directory] = Room(device, free + freed.get(device, 0)) if Path(directory).is_dir() else None
     return found
-
-
-def _with_scratch(path: str) -> list[str]:
-    """The files that go with one of our images; none if it is not ours."""
-    known = parse_overlay(path)
-    scratches = [scratch(path, side) for side in (Side.ACTIVE, Side.HIDDEN)]
-    return [] if known is None else [path, *(scratches if known.side is Side.SECONDARY else ())]
 
 
 def _by_directory(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -115,6 +115,13 @@ def scratch(image: str, side: Side) -> str:
     return f"{image.removesuffix(f'-{Side.SECONDARY}.qcow2')}-{side}.qcow2"
 
 
+def scratches(image: str) -> list[str]:
+    """The scratch disks that go with one of our images; none unless it is a secondary's."""
+    known = parse_overlay(image)
+    beside = known is not None and known.side is Side.SECONDARY
+    return [scratch(image, side) for side in (Side.ACTIVE, Side.HIDDEN)] if beside else []
+
+
 def explained(overlay: str, papers: Papers) -> bool:
     """Whether an overlay that lies on the image to start from is known to hold nothing newer than it.
 
