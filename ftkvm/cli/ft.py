@@ -189,35 +189,23 @@ def _render(document: Json) -> Group:
 
 def _row(entry: Json) -> tuple[object, ...]:
     pair = entry["pair"]
+    runs = (entry["name"], entry["state"], entry["host"])
+    no_copy = (None,) * 5
     if pair is None:
-        ft = "off" if not entry["ft"] else "on, no copy answers"
-        return (entry["name"], entry["state"], entry["host"], ft, None, None, None, None, None, None)
+        return (*runs, "off" if not entry["ft"] else "on, no copy answers", *no_copy, None)
+    failover = _failover(pair.get("last_failover"))
     if not entry["ft"] and not entry.get("ft_disabled"):
-        return (
-            entry["name"],
-            entry["state"],
-            entry["host"],
-            "off",
-            None,
-            None,
-            None,
-            None,
-            None,
-            _failover(pair.get("last_failover")),
-        )
-    failover = pair.get("last_failover")
+        return (*runs, "off", *no_copy, failover)
     interval = pair.get("checkpoint_interval_ms")
     return (
-        entry["name"],
-        entry["state"],
-        entry["host"],
+        *runs,
         pair.get("shown_as") or pair.get("state"),
         pair.get("secondary_host"),
         _usage(pair),
         pair.get("epoch") or None,
         " ".join(filter(None, (f"{interval} ms" if interval else None, pair.get("lockstep")))) or None,
         pair.get("log_bandwidth_mbit_s"),
-        _failover(failover),
+        failover,
     )
 
 
