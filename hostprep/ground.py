@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ftkvm.catalogue import FtkvmError
-from hostprep import packages
 from hostprep.facts import HostFacts
 from hostprep.journal import note_unit
 from hostprep.nics import NAME, Nic, Surroundings, nic_steps
-from hostprep.plan import Step, file_step, journal_step
+from hostprep.plan import Step, file_step, journal_step, package_steps
 
 NFS_PACKAGE = "nfs-common"
 NFS_OPTIONS = "vers=4.2,proto=tcp,hard,timeo=100,retrans=2,actimeo=0,lookupcache=none,nodev,nosuid,_netdev"
@@ -101,15 +100,7 @@ def _mount(facts: HostFacts, export: str, host: str, datastore: str, journal: st
         return
     if facts.mounted:
         raise FtkvmError("FTKVM-393", host=host, path=datastore, there=facts.mounted, export=export)
-    if NFS_PACKAGE not in facts.packages:
-        yield Step(
-            f"packages {NFS_PACKAGE}",
-            f"install {NFS_PACKAGE}",
-            packages.install(journal, [NFS_PACKAGE]),
-            f"dpkg-query -W -f '${{db:Status-Status}}\\n' {NFS_PACKAGE} | grep -qx installed",
-            packages.undo(journal),
-            timeout_s=600.0,
-        )
+    yield from package_steps(facts, NFS_PACKAGE, [NFS_PACKAGE], journal)
     unit = mount_unit_name(datastore)
     yield file_step(f"{_SYSTEMD}/{unit}", mount_unit(export, datastore).encode(), 0o644, journal)
     yield _enable(unit, f"mount {export} at {datastore}", f"mountpoint -q {shlex.quote(datastore)}", journal)

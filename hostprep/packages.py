@@ -24,6 +24,13 @@ def install(journal: str, names: Sequence[str], option: str = "") -> str:
     )
 
 
+def installed(names: Sequence[str]) -> str:
+    """Shell command that succeeds when all of them are installed."""
+    listed = " ".join(map(shlex.quote, names))
+    status = "dpkg-query -W -f '${db:Status-Status}\\n' $p"
+    return f"for p in {listed}; do {status} | grep -qx installed || exit 1; done"
+
+
 def undo(journal: str) -> str:
     """Shell command: what the last :func:`install` brought goes again, and only that."""
     new = shlex.quote(f"{journal}/packages-now")

@@ -145,19 +145,24 @@ def _running(facts: HostFacts) -> bool:
 
 
 def _packages(facts: HostFacts, journal: str) -> Iterator[Step]:
-    groups = (("", PACKAGES), ("-t trixie-backports ", BACKPORTS))
-    for option, names in groups:
-        missing = [name for name in names if name not in facts.packages]
-        if missing:
-            listed = " ".join(missing)
-            yield Step(
-                f"packages {option.strip() or 'debian'}",
-                f"install {listed}",
-                packages.install(journal, missing, option),
-                f"dpkg-query -W -f '${{db:Status-Status}}\\n' {listed} | grep -qvx installed && exit 1; exit 0",
-                packages.undo(journal),
-                timeout_s=900.0,
-            )
+    groups = (("debian", "", PACKAGES), ("-t trixie-backports", "-t trixie-backports ", BACKPORTS))
+    for name, option, names in groups:
+        yield from package_steps(facts, name, names, journal, option)
+
+
+def package_steps(facts: HostFacts, name: str, names: Sequence[str], journal: str, option: str = "") -> Iterator[Step]:
+    """The step that installs those of ``names`` that are missing; none if all are there. ``option``: for apt."""
+    missing = [each for each in names if each not in facts.packages]
+    if missing:
+        listed = " ".join(missing)
+        yield Step(
+            f"packages {name}",
+            f"install {listed}",
+            packages.install(journal, missing, option),
+            packages.installed(missing),
+            packages.undo(journal),
+            timeout_s=900.0,
+        )
 
 
 def _package(facts: HostFacts, wish: Wish) -> Iterator[Step]:
@@ -201,18 +206,20 @@ def join_step(wish: Wish) -> Step:
     which goes on without us, has ended: both hold the same lock.
     """
     lock = "mkdir -p /run/ftkvm; exec 9>/run/ftkvm/join.lock; flock -w"
-    program = "PYTHONPATH=/opt/ftkvm python3 -m ftkvm.agent.join"
+
+    def program(limit_s: int) -> str:
+        return f"PYTHONPATH=/opt/ftkvm timeout -s KILL {limit_s} python3 -m ftkvm.agent.join"
+
     return Step(
         "join",
         "enter the host into the cluster's configuration",
-        f"{lock} 5 9 && {program.replace('python3', f'timeout -s KILL {_JOIN_S} python3')}",
+        f"{lock} 5 9 && {program(_JOIN_S)}",
         "true",
         "true",  # it is the last step; its question is asked before anything is undone
         stdin=json.dumps(dict(wish.join)).encode(),
         timeout_s=_JOIN_S + 10.0,
         # the second: a command sent just before has the lock by then
-        question=f"sleep 1; {lock} {_JOIN_S + 10} 9 &&"
-        f" {program.replace('python3', 'timeout -s KILL 10 python3')} {ASK}",
+        question=f"sleep 1; {lock} {_JOIN_S + 10} 9 && {program(10)} {ASK}",
     )
 
 

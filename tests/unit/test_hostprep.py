@@ -124,6 +124,11 @@ def test_what_changes_restarts_the_services() -> None:
     assert [step.name for step in plan(ready, wish())] == ["journal", "package", "services"]
 
 
+@pytest.mark.parametrize(("names", "there"), [(["bash"], True), (["bash", "no-such-package"], False)])
+def test_a_package_that_dpkg_has_never_heard_of_is_not_installed(names: list[str], there: bool) -> None:
+    assert (subprocess.run(["sh", "-c", packages.installed(names)], capture_output=True).returncode == 0) is there
+
+
 def test_only_missing_packages_are_installed() -> None:
     bare = replace(good(), packages=dict.fromkeys(PACKAGES[1:], "1"), manifest="digest")
     steps = plan(bare, wish())
