@@ -45,8 +45,8 @@ class Guard:
     """``good_ms``: when the last good heartbeat write began; ``good_stop_ms``: the time it promised.
 
     ``stops``: StopVm under way, by UUID and kind. ``own``: VMs this host owns as last read. ``missing``: those of them
-    without a QEMU here, since when. ``released``: when the last
-    release of a VM that had died ended, whatever came of it.
+    without a QEMU here, since when. ``released``: when the last release of a VM that had died ended, whatever came of
+    it.
     """
 
     since_ms: int

@@ -9,6 +9,7 @@ twice here.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ftkvm.core.facts import FtSettings
 from ftkvm.core.ha.model import FtEpoch, Owner, OwnerWhy
 from ftkvm.sim.clock import Clock
 from ftkvm.sim.ha.host import Host
@@ -19,7 +20,7 @@ LOOK_MS = 200
 LOSS_MS = 500
 """So long one copy must hear nothing of the other before it arbitrates."""
 _AGAIN_MS = 1000
-ABANDONED_MS = 60_000
+ABANDONED_MS = FtSettings().abandoned_ms
 """So long the host of a primary that is gone waits for the secondary to go live (``core.pair``)."""
 
 
