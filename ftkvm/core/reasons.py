@@ -74,7 +74,7 @@ MEANINGS: dict[Reason, str] = {
     Reason.GUEST_SHUTDOWN: "The guest powered itself off: both copies end, none is promoted.",
     Reason.TURN_OFF: "FT is being turned off or disabled; the primary goes on alone.",
     Reason.MOVED: "A copy is being moved to another host; the epoch ends first.",
-    Reason.COLD_RESTART: "Both copies were gone; the VM is started afresh. No old copy may go live.",
+    Reason.COLD_RESTART: "No copy went on; the VM is started afresh. No old copy may go live.",
     Reason.POWERED_OFF: "The operator switched the VM off: both copies end, none is promoted.",
     Reason.TEST: "`ftkvm test` ended this copy, to see what the pair makes of it.",
     Reason.WON: "The winner file names this host.",
