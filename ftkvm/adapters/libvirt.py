@@ -202,10 +202,13 @@ class Libvirt:
         """Let a paused domain run."""
         self._call("resume domain", lambda c: c.lookupByUUIDString(uuid).resume(), timeout_s)
 
-    def migrate(self, uuid: str, to_uri: str, data_uri: str, xml: str, timeout_s: float) -> None:
+    def migrate(self, uuid: str, to_uri: str, data_uri: str | None, xml: str, timeout_s: float) -> None:
         """Move the VM's memory to another libvirtd, where it stays *paused*; it is gone here when this returns.
 
         Peer to peer: should this agent die, the two libvirtds still end it one way or the other.
+
+        :param data_uri: where the two QEMUs connect, in plain; None: the memory goes through libvirt's conversation
+            (libvirt.org/migration.html, "Libvirt tunnelled transport")
 
         safety: libvirt's check whether the disks are on shared storage is switched off, since it knows NFS and a few
         cluster file systems by name and no FUSE ones; the caller has made sure that all of them lie on the datastore,
@@ -217,7 +220,11 @@ class Libvirt:
             libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_PAUSED
             | libvirt.VIR_MIGRATE_ABORT_ON_ERROR | libvirt.VIR_MIGRATE_AUTO_CONVERGE | libvirt.VIR_MIGRATE_UNSAFE
         )  # fmt: skip
-        parameters = {libvirt.VIR_MIGRATE_PARAM_URI: data_uri, libvirt.VIR_MIGRATE_PARAM_DEST_XML: xml}
+        parameters = {libvirt.VIR_MIGRATE_PARAM_DEST_XML: xml}
+        if data_uri is None:
+            flags |= libvirt.VIR_MIGRATE_TUNNELLED
+        else:
+            parameters[libvirt.VIR_MIGRATE_PARAM_URI] = data_uri
 
         def act(connection: Any) -> None:
             connection.lookupByUUIDString(uuid).migrateToURI3(to_uri, parameters, flags)

@@ -251,13 +251,19 @@ def issued_by(certificate: bytes, authority: bytes) -> bool:
     return True
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file only its owner may read; it never exists with wider rights."""
+def write_private(path: Path, content: bytes, *, like: Path | None = None) -> None:
+    """Write a file only its owner may read; it never exists with wider rights.
+
+    :param like: whose owner it gets; ours if None
+    """
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
+        if like is not None:
+            owner = like.stat()
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
     temporary.replace(path)
 
 

@@ -2,7 +2,8 @@
 
 libvirt's own remote access would need its certificates and ports set up on every host. Its documented alternative is a
 unix socket that somebody else connects (libvirt.org/migration.html, "Migration over UNIX sockets"): that is the agent,
-with the certificates the cluster has anyway. The VM's memory does not go through here, only libvirt's conversation.
+with the certificates the cluster has anyway. The VM's memory goes through here as well, inside libvirt's conversation,
+unless the cluster's setting migration.encryption is off.
 """
 
 import asyncio

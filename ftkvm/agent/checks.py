@@ -17,7 +17,7 @@ from ftkvm.agent.security import Security
 from ftkvm.agent.service import Service
 from ftkvm.agent.vms import VmRecord
 from ftkvm.catalogue import FtkvmError
-from ftkvm.core.channels import CHANNELS
+from ftkvm.core.channels import channels
 from ftkvm.core.checks import host
 from ftkvm.core.checks.cluster import ClusterView, look
 from ftkvm.core.checks.host import PAIR_NETWORKS, HostView
@@ -90,7 +90,7 @@ class Checks:
             host_monitoring=ha.host_monitoring,
             ha_networks=settings.ha_networks(config.settings),
             isolation_addresses=ha.isolation_addresses,
-            channels=CHANNELS,
+            channels=channels(settings.encryption(config.settings)),
         )
         return look(config.cluster, view).to_json()
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from ..adapters.pki import write_private
 from ..catalogue import FtkvmError
 from ..engine.primary import Endpoints, HoldSockets
 from ..engine.shape import Shape
@@ -32,12 +33,19 @@ def unit(uuid: str) -> str:
 
 
 def start(
-    ctx: AgentContext, vm: LocalVm, shape: Shape, sockets: Mapping[str, HoldSockets], secondary: Endpoints, mode: str
+    ctx: AgentContext,
+    vm: LocalVm,
+    shape: Shape,
+    sockets: Mapping[str, HoldSockets],
+    secondary: Endpoints,
+    mode: str,
+    key: str | None,
 ) -> None:
     """Start the proxy and wait until it listens and is connected to the secondary.
 
     One that ran before is ended first: its sockets are stale.
 
+    :param key: what the secondary's frames are encrypted with; it lies in a file only until the proxy is connected
     :raises FtkvmError: FTKVM-514
     """
     stop(ctx, vm.uuid)
@@ -47,12 +55,14 @@ def start(
     paths = [Path(end) for nic in sockets.values() for end in asdict(nic).values()]
     for socket_path in paths:
         socket_path.unlink(missing_ok=True)
+    key_path = path.with_suffix(".key")
     path.write_text(
         json.dumps(
             {
                 "uuid": vm.uuid,
                 "monitor": monitors.socket_path(directory, "hold"),
                 "mode": mode,
+                "key_file": str(key_path) if key else "",
                 "status": str(status_path(ctx, vm.uuid)),
                 "nics": [
                     {
@@ -67,9 +77,13 @@ def start(
         )
     )
     try:
+        if key:
+            write_private(key_path, key.encode())
         systemctl("start", unit(vm.uuid), timeout_s=START_TIMEOUT_S)
     except RuntimeError as error:
         raise FtkvmError("FTKVM-514", vm=vm.name, detail=error) from error
+    finally:
+        key_path.unlink(missing_ok=True)
     deadline = time.monotonic() + START_TIMEOUT_S
     while not all(socket_path.exists() for socket_path in paths):
         if time.monotonic() > deadline:

@@ -23,6 +23,7 @@ from ftkvm.agent.context import AgentContext
 from ftkvm.agent.placing import hosts_facts
 from ftkvm.agent.vms import VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
+from ftkvm.core.ha.settings import encryption
 from ftkvm.core.move import local_files, refusals
 from ftkvm.engine.shape import plain_xml
 from ftkvm.ports import DatastoreError, Json, PeerUnknown, PeerUnreachable, Progress
@@ -192,11 +193,12 @@ class Migration:
         files = TlsFiles.in_directory(self._ctx.config.paths.pki, "host")
         path = self._ctx.config.paths.run / "migrate" / f"{self._record.uuid}.sock"
         xml = plain_xml(self._ctx.libvirt.xml(self._record.uuid, migratable=True), {})
+        encrypted = encryption(self._ctx.cluster.current().settings).migration
+        plain_uri = None if encrypted else f"tcp://{target.migration}"
         with Tunnel(target, files, path):
             future = self._ctx.workers.submit(
                 lambda: self._ctx.libvirt.migrate(
-                    self._record.uuid, f"qemu+unix:///system?socket={path}", f"tcp://{target.migration}", xml,
-                    MIGRATE_TIMEOUT_S,
+                    self._record.uuid, f"qemu+unix:///system?socket={path}", plain_uri, xml, MIGRATE_TIMEOUT_S
                 ),
                 f"migrate {self._record.name}",
             )  # fmt: skip

@@ -15,8 +15,10 @@ from ..adapters.domains import Domains
 from ..adapters.qmp import MonitorError, MonitorGone, MonitorTimeout
 from ..catalogue import FtkvmError
 from ..core.chain import EpochImages, garbage, parse_overlay
+from ..core.channels import Encryption
 from ..core.facts import FtSettings
 from ..core.ft_settings import effective
+from ..core.ha.settings import encryption
 from ..core.lockstep import colour
 from ..core.pair import Observation, QemuState, Role, Winner
 from ..core.reasons import NOBODY_GOES_LIVE, Reason
@@ -344,6 +346,7 @@ class PairManager:
             max_switchover_s=float(settings["ft.max_switchover_seconds"]),
             start_timeout_s=float(settings["ft.secondary_start_seconds"]),
             copied=settings["ft.disks"] == "copy",
+            encrypted=self._encryption().ft,
             progress=told,
             cancelled=worker.cancel_operation.is_set,
             on_record=worker.new_epoch,
@@ -664,10 +667,12 @@ class PairManager:
             "secondary_host": pair.secondary.host if pair is not None and not decided else None,
             **(worker.usage if protected else CopyUsage()).to_json(),
             "epoch": pair.epoch if pair else 0,
+            "encrypted": pair.encrypted if pair is not None and protected else None,
             "operation": worker.operation_name,
             "step": worker.operation_step,
             "warnings": [
                 *_warnings(records.ft_settings),
+                *(_plain(pair, self._encryption()) if protected else []),
                 *_mute(observation, worker.settings),
                 *warnings(worker.outside, pair.epoch if pair else 0, records.last_failover),
             ],
@@ -684,6 +689,9 @@ class PairManager:
 
     # -- helpers -------------------------------------------------------------------------------------------
 
+    def _encryption(self) -> Encryption:
+        return encryption(self.ctx.cluster.current().settings)
+
     def _run(self, work: Callable[[], Any], what: str) -> Any:
         return self.ctx.workers.run(work, 10.0, what)
 
@@ -696,6 +704,14 @@ def _warnings(ft_settings: dict[str, Any]) -> list[str]:
     if effective(ft_settings)["ft.uncompared_frames"] == "allow":
         return ["ft.uncompared_frames=allow: IPv6 and VLAN frames leave uncompared; a failover may contradict them"]
     return []
+
+
+def _plain(pair: PairDoc | None, wanted: Encryption) -> list[str]:
+    """A pair that was made while ft.encryption was off."""
+    if pair is None or pair.encrypted or not wanted.ft:
+        return []
+    return ["its channels are not encrypted: it was made before ft.encryption was on; `ftkvm test restart-secondary` "
+            "makes it anew"]  # fmt: skip
 
 
 def _mute(observation: Observation, settings: FtSettings) -> list[str]:

@@ -4,7 +4,9 @@ import logging
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ..adapters import images
@@ -18,6 +20,8 @@ from ..engine.primary import NicPorts
 from ..engine.secondary import Overlays
 from ..engine.shape import Shape, secondary_xml
 from ..keeper.model import PairSpec, PeerSpec
+from . import channel_keys
+from .channel import QEMU_WAITS
 from .context import AgentContext
 from .guarded import require_guard
 from .own_images import make_room
@@ -30,6 +34,7 @@ START_TIMEOUT_S = 300.0
 """Where the asker is of a version that does not say when it gives up."""
 ACCEPT_GRACE_S = 30.0
 """The primary gives up first, and says so."""
+KEY_LOOK_S = 1.0
 REFUSED_BY_LIBVIRT = ("FTKVM-106", "FTKVM-107")
 
 
@@ -37,8 +42,8 @@ def prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any]) -> d
     """Start the secondary of an epoch and answer where it listens.
 
     :param request: ``vm``, ``epoch``, ``primary`` (host), ``xml`` (migratable), ``disks`` (target → image), ``wait_s``
-        (when the primary gives up); of images that are this host's own: ``sizes`` (target → bytes), ``stale`` (older
-        ones, to go)
+        (when the primary gives up), ``key`` (what the channels are encrypted with; None: they are plain); of images
+        that are this host's own: ``sizes`` (target → bytes), ``stale`` (older ones, to go)
     :raises FtkvmError: FTKVM-520 when a copy of this VM is on this host already (anti-affinity), FTKVM-521 on failure;
         nothing is left behind then; FTKVM-622 this host's heartbeat is not written
     """
@@ -94,10 +99,14 @@ def _prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any], spe
     monitor = worker.vm.monitor(create=True)
     ports = free_ports(ctx.config.ft, 1 + 2 * len(shape.nics))
     nics = {nic.alias: NicPorts(ports[1 + 2 * index], ports[2 + 2 * index]) for index, nic in enumerate(shape.nics)}
-    secondary.prepare(monitor, shape, overlays, ctx.config.ft, ports[0], nics)
+    key_directory = worker.vm.directory() if request.get("key") else None
+    if key_directory is not None:
+        channel_keys.place(key_directory, request["key"])
+    secondary.prepare(monitor, shape, overlays, ctx.config.ft, ports[0], nics, key_directory)
     listener = socket.create_server((ctx.config.ft, 0), backlog=1)
     listener.settimeout(float(request.get("wait_s", START_TIMEOUT_S)) + ACCEPT_GRACE_S)
-    threading.Thread(target=_accept, args=(worker, listener, request["primary"]), name="incoming", daemon=True).start()
+    arguments = worker, listener, request["primary"], key_directory
+    threading.Thread(target=_accept, args=arguments, name="incoming", daemon=True).start()
     return {
         "address": ctx.config.ft,
         "boot_id": ctx.boot_id,
@@ -114,8 +123,11 @@ def _with_taps(spec: PairSpec, shape: Shape) -> PairSpec:
     )
 
 
-def _accept(worker: PairWorker, listener: socket.socket, primary_host: str) -> None:
-    """Take the primary's one connection and hand it to QEMU; only its FT address may connect."""
+def _accept(worker: PairWorker, listener: socket.socket, primary_host: str, key_directory: Path | None) -> None:
+    """Take the primary's one connection and hand it to QEMU; only its FT address may connect.
+
+    The primary begins when it is told that QEMU waits for it: a host that froze before makes nobody wait.
+    """
     wanted = worker.ctx.cluster.host(primary_host).ft
     with listener:
         try:
@@ -128,10 +140,20 @@ def _accept(worker: PairWorker, listener: socket.socket, primary_host: str) -> N
                     channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     channel.setblocking(True)
                     secondary.accept_migration(worker.vm.monitor(), channel.fileno())
-                    return
+                    channel.sendall(QEMU_WAITS)
+                break
         except Exception as error:
             log.warning("%s: no migration came in: %s", worker.name, error)
             _give_up(worker)
+    if key_directory is not None:
+        _forget_key(worker, key_directory)
+
+
+def _forget_key(worker: PairWorker, directory: Path) -> None:
+    """QEMU reads the key's file at each handshake; once it has taken a checkpoint, or is gone, all are over."""
+    while worker.vm.observe().state is QemuState.SECONDARY_LOADING:
+        time.sleep(KEY_LOOK_S)
+    channel_keys.forget(directory)
 
 
 def _give_up(worker: PairWorker) -> None:

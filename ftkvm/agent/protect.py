@@ -19,14 +19,15 @@ from ..adapters import images
 from ..catalogue import FtkvmError
 from ..core.chain import Side, overlay_path, plan_chain
 from ..core.reasons import Reason
-from ..engine import graph, primary
-from ..engine.graph import EngineError
+from ..engine import credentials, graph, primary
+from ..engine.graph import EngineError, MonitorPort
 from ..engine.machine import machine_of
 from ..engine.primary import Endpoints, NicPorts
 from ..engine.shape import Shape
 from ..keeper.client import KeeperClient
 from ..keeper.model import PairSpec, PeerSpec
-from . import holds, steps
+from . import channel_keys, holds, steps
+from .channel import QEMU_WAITS, shut_down_after
 from .context import AgentContext
 from .local_vm import LocalVm
 from .merging import merge_chain, merge_overlays, resume_left_standing
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 SLOWEST_COPY_BYTES_S = 4 << 20
 """A full copy that is slower than this is given up."""
 LOCKSTEP_TIMEOUT_S = 20.0
+HANDSHAKE_TIMEOUT_S = 2.0
+"""So long the guest may stand still because the other side does not answer the handshake of its memory's channel: its
+host froze at that very moment. Then the plan ends, before anything is recorded."""
 PEER_CHECK_S = 1.5
 FAULT_POINT = "stop-after-step"
 WAIT_POINT = "wait-after-step"
@@ -87,11 +91,14 @@ class Protect:
     """In which the secondary has to have disks and memory; a full copy of disks has its own time beside."""
     copied: bool
     """Each side has whole images on its own host's disks (``ft.disks=copy``)."""
+    encrypted: bool
+    """What the two copies say to each other is encrypted (``ft.encryption``)."""
     progress: Progress
     cancelled: Callable[[], bool]
     on_record: Callable[[PairSpec], None]
     journal: OperationDoc = field(init=False)
     figures: dict[str, float] = field(default_factory=dict)
+    _key: str | None = None
     _endpoints: Endpoints | None = None
     _secondary_boot_id: str = ""
     _machine: tuple[str, ...] = ()
@@ -190,6 +197,7 @@ class Protect:
         return {disk.target: images.chain(disk.source)[0].virtual_bytes for disk in self.vm.shape().disks}
 
     def start_secondary(self) -> None:
+        self._key = channel_keys.new() if self.encrypted else None
         self._machine = machine_of(self.vm.domains.xml(self.vm.uuid))
         sizes = self._sizes()
         self._deadline += sum(sizes.values()) / SLOWEST_COPY_BYTES_S
@@ -206,6 +214,7 @@ class Protect:
                 "sizes": sizes,
                 "stale": self._stale() if self.copied else [],
                 "wait_s": self._left_s(),
+                "key": self._key,
             },
             timeout_s=60.0,
         )
@@ -216,6 +225,7 @@ class Protect:
             answer["migration_port"],
             answer["nbd_port"],
             {alias: NicPorts(**ports) for alias, ports in answer["nics"].items()},
+            self.encrypted,
         )
 
     def connect_channels(self) -> None:
@@ -223,9 +233,20 @@ class Protect:
         monitor = self.vm.monitor(create=True)
         shape = self.vm.shape()
         sockets = self.vm.hold_sockets(shape)
-        holds.start(self.ctx, self.vm, shape, sockets, self._end(), self.uncompared_frames)
+        self._take_key(monitor)
+        holds.start(self.ctx, self.vm, shape, sockets, self._end(), self.uncompared_frames, self._key)
         for nic in shape.nics:
-            primary.add_nic_channels(monitor, nic, self._end().nics[nic.alias], self._end().address, sockets[nic.alias])
+            primary.add_nic_channels(monitor, nic, self._end(), sockets[nic.alias])
+
+    def _take_key(self, monitor: MonitorPort) -> None:
+        """Our QEMU reads the key once: its file is there only for that."""
+        if self._key is not None:
+            directory = self.vm.directory()
+            try:
+                channel_keys.place(directory, self._key)
+                credentials.add(monitor, directory, "client")
+            finally:
+                channel_keys.forget(directory)
 
     def _stale(self) -> list[str]:
         return stale_on(self.store, self.secondary, self.journal.primary_disks.values())
@@ -259,8 +280,11 @@ class Protect:
         monitor = self.vm.monitor()
         with socket.create_connection((self._end().address, self._end().migration_port), timeout=5.0) as channel:
             channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if channel.recv(len(QEMU_WAITS)) != QEMU_WAITS:
+                raise EngineError(f"{self.secondary} ended the channel for the memory")
             channel.settimeout(None)
-            primary.start_migration(monitor, channel.fileno(), self.interval_ms)
+            with shut_down_after(channel, HANDSHAKE_TIMEOUT_S):
+                primary.start_migration(monitor, channel.fileno(), self.interval_ms, encrypted=self.encrypted)
         self._await("copy of memory", lambda: primary.at_pre_switchover(monitor), self._left_s(), 0.005)
         self._stopped_at = time.monotonic()
 
@@ -330,6 +354,7 @@ class Protect:
             CopyPlace(self.secondary, self.journal.secondary_disks, self._secondary_boot_id, self._secondary_machine),
             self._owner,
             self.copied,
+            self.encrypted,
         )
 
     def spec(self, pair: PairDoc) -> PairSpec:

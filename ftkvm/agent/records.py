@@ -57,6 +57,7 @@ class PairDoc:
     this epoch says who may run the VM; a later one was written by the epoch's winner or after its end, and says it
     itself. None: written by a version that did not note it.
     ``copied``: each side's images are whole ones on its own host's disks (``ft.disks=copy``), nowhere else.
+    ``encrypted``: the channels between the two were opened with TLS.
     """
 
     uuid: str
@@ -66,6 +67,7 @@ class PairDoc:
     secondary: CopyPlace
     owner: int | None = None
     copied: bool = False
+    encrypted: bool = False
 
     def core(self) -> CoreRecord:
         return CoreRecord(self.epoch, self.primary.host, self.secondary.host)
@@ -82,13 +84,14 @@ class PairDoc:
             "secondary": self.secondary.to_json(),
             "owner": self.owner,
             "copied": self.copied,
+            "encrypted": self.encrypted,
         }
 
     @classmethod
     def from_json(cls, doc: dict[str, Any]) -> "PairDoc":
         primary, secondary = (CopyPlace.from_json(doc[side]) for side in ("primary", "secondary"))
         return cls(doc["uuid"], doc["vm"], int(doc["epoch"]), primary, secondary, doc.get("owner"),
-                   bool(doc.get("copied", False)))  # fmt: skip
+                   bool(doc.get("copied", False)), bool(doc.get("encrypted", False)))  # fmt: skip
 
 
 @dataclass

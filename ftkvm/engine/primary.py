@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import graph
+from . import credentials, graph
 from .graph import DiskNames, EngineError, MonitorPort
 from .shape import Disk, Nic, Shape
 
@@ -32,12 +32,13 @@ class NicPorts:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where the secondary listens, on its FT address."""
+    """Where the secondary listens, on its FT address. ``encrypted``: with TLS, by the epoch's key (``credentials``)."""
 
     address: str
     migration_port: int
     nbd_port: int
     nics: Mapping[str, NicPorts]
+    encrypted: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def start_mirror(monitor: MonitorPort, disk: Disk, endpoints: Endpoints, *, whol
                 "export": disk.target,
                 "server": {"type": "inet", "host": endpoints.address, "port": str(endpoints.nbd_port)},
                 "open-timeout": NBD_OPEN_TIMEOUT_S,
+                **credentials.option(endpoints.encrypted),
             },
         )
     node, _size = graph.libvirt_node(monitor, disk)
@@ -216,13 +218,14 @@ def leave_placeholders(monitor: MonitorPort, shape: Shape) -> None:
 # --- network -----------------------------------------------------------------------------------------------
 
 
-def add_nic_channels(monitor: MonitorPort, nic: Nic, ports: NicPorts, address: str, hold: HoldSockets) -> None:
+def add_nic_channels(monitor: MonitorPort, nic: Nic, secondary: Endpoints, hold: HoldSockets) -> None:
     """The character devices of one NIC: the mirror to the secondary, five to the hold proxy. They may be there early.
 
     The secondary's frames come through the hold proxy, which connects to the secondary itself.
     """
-    inet = {"type": "inet", "data": {"host": address, "port": str(ports.mirror)}}
-    backends = {f"ft-mir-{nic.alias}": {"addr": inet, "server": False, "nodelay": True}}
+    inet = {"type": "inet", "data": {"host": secondary.address, "port": str(secondary.nics[nic.alias].mirror)}}
+    mirror = {"addr": inet, "server": False, "nodelay": True, **credentials.option(secondary.encrypted)}
+    backends = {f"ft-mir-{nic.alias}": mirror}
     for end, path in vars(hold).items():
         label = f"ft-{HOLD_LABELS.get(end, end)}-{nic.alias}"
         backends[label] = {"addr": {"type": "unix", "data": {"path": path}}, "server": False}
@@ -274,13 +277,22 @@ def remove_nic_channels(monitor: MonitorPort, nic: Nic) -> None:
 # --- memory ------------------------------------------------------------------------------------------------
 
 
-def start_migration(monitor: MonitorPort, fd: int, checkpoint_interval_ms: int) -> None:
-    """Begin the copy of memory over the connected socket ``fd`` (TCP_NODELAY set by whoever opened it)."""
+def start_migration(monitor: MonitorPort, fd: int, checkpoint_interval_ms: int, *, encrypted: bool) -> None:
+    """Begin the copy of memory over the connected socket ``fd`` (TCP_NODELAY set by whoever opened it).
+
+    Encrypted, QEMU's main loop stands still, guest and all, until the other side has answered the handshake, and `yank`
+    does not free it: whoever opened the socket keeps it, and shuts it down when that takes long (docs/security.md).
+    """
     suppress_vmdesc(monitor)
     graph.set_capabilities(monitor, on=("return-path", "x-colo", "pause-before-switchover"))
     monitor.execute(
         "migrate-set-parameters",
-        {"x-checkpoint-delay": checkpoint_interval_ms, "max-bandwidth": 0, "downtime-limit": 300},
+        {
+            "x-checkpoint-delay": checkpoint_interval_ms,
+            "max-bandwidth": 0,
+            "downtime-limit": 300,
+            **credentials.option(encrypted),
+        },
     )
     monitor.getfd(fd, MIGRATION_FD)
     monitor.execute("migrate", {"uri": f"fd:{MIGRATION_FD}"})
@@ -374,6 +386,7 @@ def normalise(monitor: MonitorPort, shape: Shape) -> None:
         restore_disk(monitor, disk)
     graph.set_capabilities(monitor, off=("x-colo", "pause-before-switchover", "return-path"))
     suppress_vmdesc(monitor, False)
+    credentials.remove(monitor)
     state = monitor.execute("query-status")
     if not state["running"] and state["status"] in ("finish-migrate", "paused", "colo", "postmigrate"):
         monitor.execute("cont")

@@ -11,8 +11,9 @@ checkpoint. After go-live *active* is committed into S by a job.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from . import graph
+from . import credentials, graph
 from .graph import DiskNames, MonitorPort
 from .primary import NicPorts, restore_drive, suppress_vmdesc, wait_for
 from .shape import Disk, Nic, Shape
@@ -78,11 +79,15 @@ def build_disk(monitor: MonitorPort, disk: Disk, overlays: Overlays) -> None:
     graph.set_drive(monitor, disk, names.quorum)
 
 
-def serve_disks(monitor: MonitorPort, disks: tuple[Disk, ...], address: str, port: int) -> None:
+def serve_disks(monitor: MonitorPort, disks: tuple[Disk, ...], address: str, port: int, *, encrypted: bool) -> None:
     """One NBD server on the FT address, one writable export per disk, named by its target."""
     monitor.execute(
         "nbd-server-start",
-        {"addr": {"type": "inet", "data": {"host": address, "port": str(port)}}, "max-connections": 2 * len(disks) + 2},
+        {
+            "addr": {"type": "inet", "data": {"host": address, "port": str(port)}},
+            "max-connections": 2 * len(disks) + 2,
+            **credentials.option(encrypted),
+        },
     )
     for disk in disks:
         node, _size = graph.libvirt_node(monitor, disk)
@@ -98,7 +103,7 @@ def serve_disks(monitor: MonitorPort, disks: tuple[Disk, ...], address: str, por
         )
 
 
-def build_nic(monitor: MonitorPort, nic: Nic, ports: NicPorts, address: str) -> None:
+def build_nic(monitor: MonitorPort, nic: Nic, ports: NicPorts, address: str, *, encrypted: bool) -> None:
     """Frames of the network come from the primary's mirror; what this guest sends goes to the primary's compare.
 
     Unlike in QEMU's own description there is no filter-rewriter: no frame that opens a TCP connection leaves before a
@@ -116,6 +121,7 @@ def build_nic(monitor: MonitorPort, nic: Nic, ports: NicPorts, address: str) -> 
                         "server": True,
                         "wait": False,
                         "nodelay": True,
+                        **credentials.option(encrypted),
                     },
                 },
             },
@@ -150,13 +156,21 @@ def prepare(
     address: str,
     nbd_port: int,
     nic_ports: Mapping[str, NicPorts],
+    key_directory: Path | None,
 ) -> None:
-    """All of the above, and the capabilities; the domain waits for :func:`accept_migration`."""
+    """All of the above, and the capabilities; the domain waits for :func:`accept_migration`.
+
+    :param key_directory: where the key lies that all channels are encrypted with; None: they are plain
+    """
+    encrypted = key_directory is not None
+    if key_directory is not None:
+        credentials.add(monitor, key_directory, "server")
+        monitor.execute("migrate-set-parameters", credentials.option(True))
     for disk in shape.disks:
         build_disk(monitor, disk, overlays[disk.target])
-    serve_disks(monitor, shape.disks, address, nbd_port)
+    serve_disks(monitor, shape.disks, address, nbd_port, encrypted=encrypted)
     for nic in shape.nics:
-        build_nic(monitor, nic, nic_ports[nic.alias], address)
+        build_nic(monitor, nic, nic_ports[nic.alias], address, encrypted=encrypted)
     suppress_vmdesc(monitor)
     graph.set_capabilities(monitor, on=("return-path", "x-colo"))
 
@@ -211,3 +225,4 @@ def normalise(
             graph.delete_node(monitor, name)
     graph.set_capabilities(monitor, off=("x-colo", "return-path"))
     suppress_vmdesc(monitor, False)
+    credentials.remove(monitor)

@@ -32,11 +32,14 @@ class NicConfig:
 
 @dataclass(frozen=True)
 class HoldConfig:
+    """``key_file``: where the key of the secondary's frames lies while the proxy starts; empty: they come plain."""
+
     uuid: str
     monitor: str
     mode: Mode
     status: str
     nics: tuple[NicConfig, ...]
+    key_file: str = ""
 
 
 def load(path: Path) -> HoldConfig:
@@ -46,6 +49,7 @@ def load(path: Path) -> HoldConfig:
         if doc["mode"] not in get_args(Mode):
             raise ValueError(f"{path}: mode {doc['mode']!r} is none of {', '.join(get_args(Mode))}")
         nics = tuple(NicConfig(**{key: str(nic[key]) for key in NicConfig.__dataclass_fields__}) for nic in doc["nics"])
-        return HoldConfig(str(doc["uuid"]), str(doc["monitor"]), cast(Mode, doc["mode"]), str(doc["status"]), nics)
+        mode, key_file = cast(Mode, doc["mode"]), str(doc.get("key_file", ""))
+        return HoldConfig(str(doc["uuid"]), str(doc["monitor"]), mode, str(doc["status"]), nics, key_file)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error!r}") from error

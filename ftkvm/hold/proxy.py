@@ -15,6 +15,7 @@ from ftkvm.hold.config import HoldConfig, NicConfig
 from ftkvm.hold.cover import Cover
 from ftkvm.hold.nic import ASK_AFTER_US, STUCK_US, Nic, Outlet, mono_us
 from ftkvm.hold.qmp import EventMonitor, MonitorGone
+from ftkvm.hold.secure import secured
 from ftkvm.hold.silence import Silence
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,9 @@ class Proxy:
     """One VM's proxy. ``run`` returns when QEMU has closed its ends."""
 
     def __init__(self, config: HoldConfig) -> None:
-        """Listen on all sockets, connect to the monitor and to the secondary. Raises OSError."""
+        """Listen on all sockets, connect to the monitor and to the secondary. Raises OSError; its file may then go."""
         self.config = config
+        self._key = Path(config.key_file).read_text() if config.key_file else ""
         self.cover = Cover()
         self.silence = Silence()
         self.selector = selectors.DefaultSelector()
@@ -80,6 +82,8 @@ class Proxy:
     def _dial(self, config: NicConfig, nic: Nic) -> None:
         """Connect to where the secondary's QEMU sends its guest's frames. Raises OSError."""
         sock = socket.create_connection(config.secondary_address, DIAL_TIMEOUT_S)
+        if self._key:
+            sock = secured(sock, self._key)
         sock.setblocking(False)
 
         def readable(_mask: int) -> None:

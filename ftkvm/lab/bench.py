@@ -1,7 +1,8 @@
 """``make bench``: what protection costs, as ratios to the same work unprotected, measured in one run on one guest.
 
-Two cores that emulate are noisy: every figure is the median of several rounds, with its spread, and the rounds of both
-states follow each other: unprotected, protected, unprotected again.
+Two cores that emulate are noisy: every figure is the median of several rounds, with its spread, and the rounds of all
+states follow each other: unprotected, protected, protected in plain (ft.encryption off), unprotected again. Live
+migration is timed encrypted and in plain, in turn.
 """
 
 import fcntl
@@ -34,6 +35,7 @@ ROUNDS = 5
 STREAM_S = 3.0
 ECHOES = 200
 RECORDS = 100
+STATES = "unprotected", "protected", "protected_in_plain"
 _SIOCOUTQ = 0x5411
 """Bytes of a TCP socket that the peer has not acknowledged yet (tcp(7))."""
 
@@ -141,6 +143,12 @@ def run(stage: Stage, say: Callable[[str], None]) -> dict[str, Any]:
     say("protected")
     protected = measure(guest.address, say)
     pair = stage.pair(VM)
+    stage.ftkvm("cluster", "set", "ft.encryption=off")
+    stage.ftkvm("test", "restart-secondary", VM)
+    stage.wait_protected(VM, 60)
+    time.sleep(5)
+    say("protected, its channels in plain")
+    in_plain = measure(guest.address, say)
     stage.ftkvm("turn-off", VM)
     say("unprotected again")
     after = measure(guest.address, say)
@@ -148,19 +156,40 @@ def run(stage: Stage, say: Callable[[str], None]) -> dict[str, Any]:
     return {
         "machine": machine(),
         "pair_at_the_end": {key: pair.get(key) for key in shown},
-        "measures": {each.name: compare(each, before[each.name] + after[each.name], protected[each.name])
-                     for each in MEASURES},
+        "measures": {each.name: compare(each, before[each.name] + after[each.name], protected[each.name],
+                                        in_plain[each.name]) for each in MEASURES},
+        "migration_s": migrations(stage, say),
     }  # fmt: skip
 
 
-def compare(each: Measure, plain: list[float], protected: list[float]) -> dict[str, Any]:
-    """Medians, spreads, and the ratio protected : unprotected."""
+def migrations(stage: Stage, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    """Seconds that `ftkvm vm migrate` takes, encrypted and in plain in turn."""
+    took: dict[str, list[float]] = {"on": [], "off": []}
+    for _round in range(ROUNDS):
+        for encryption, times in took.items():
+            stage.ftkvm("cluster", "set", f"migration.encryption={encryption}")
+            home = stage.vm_status(VM)["host"]
+            started = time.monotonic()
+            stage.ftkvm("vm", "migrate", VM, "--to", next(name for name in stage.hosts if name != home))
+            times.append(round(time.monotonic() - started, 2))
+    say(f"migration, encrypted and in plain: {took}")
+    return {name: spread(took[word]) for name, word in (("encrypted", "on"), ("plain", "off"))}
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    return {"median": median(times), "min": min(times), "max": max(times)}
+
+
+def compare(each: Measure, alone: list[float], protected: list[float], in_plain: list[float]) -> dict[str, Any]:
+    """Medians, spreads, and the ratios protected : unprotected, encrypted and not."""
     return {
         "unit": each.unit,
         "more_is_better": each.more_is_better,
-        "unprotected": {"median": median(plain), "min": min(plain), "max": max(plain)},
-        "protected": {"median": median(protected), "min": min(protected), "max": max(protected)},
-        "ratio": round(median(protected) / median(plain), 3),
+        "unprotected": spread(alone),
+        "protected": spread(protected),
+        "protected_in_plain": spread(in_plain),
+        "ratio": round(median(protected) / median(alone), 3),
+        "ratio_in_plain": round(median(in_plain) / median(alone), 3),
     }
 
 
@@ -173,12 +202,18 @@ def machine() -> dict[str, Any]:
 
 def show(figures: dict[str, Any]) -> None:
     """The table on the terminal."""
-    table = Table("WORK", "UNPROTECTED", "PROTECTED", "RATIO", title=f"{figures['machine']}")
+    columns = "WORK", "UNPROTECTED", "PROTECTED", "RATIO", "IN PLAIN", "RATIO"
+    table = Table(*columns, title=f"{figures['machine']}")
     for name, each in figures["measures"].items():
-        cells = [f"{side['median']:g} ({side['min']:g}–{side['max']:g}) {each['unit']}"  # noqa: RUF001
-                 for side in (each["unprotected"], each["protected"])]  # fmt: skip
-        table.add_row(name, *cells, f"{each['ratio']:g}")
+        alone, protected, in_plain = (_cell(each[state], each["unit"]) for state in STATES)
+        table.add_row(name, alone, protected, f"{each['ratio']:g}", in_plain, f"{each['ratio_in_plain']:g}")
+    for name, took in figures["migration_s"].items():
+        table.add_row(f"live migration, {name}", _cell(took, "s"))
     Console().print(table)
+
+
+def _cell(side: dict[str, float], unit: str) -> str:
+    return f"{side['median']:g} ({side['min']:g}–{side['max']:g}) {unit}"  # noqa: RUF001
 
 
 def main() -> int:

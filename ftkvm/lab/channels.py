@@ -1,7 +1,7 @@
 """``python -m ftkvm.lab.channels [ROUNDS]``: COLO's channels plain and over TLS, in turn: build/channels.json.
 
 Two QEMUs of the lab's image, without a guest (their firmware idles), without replication: what QEMU itself can do, and
-what it costs. The engine does not use TLS; docs/security.md says what is left for that.
+what it costs; and what a peer that never answers the handshake does to it. docs/security.md has the figures.
 """
 
 import contextlib
@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ftkvm.agent.channel import shut_down_after
+from ftkvm.engine.credentials import KEY_FILE, USER, file_text
 from ftkvm.lab import lab, names
 from ftkvm.lab.monitor import Qmp, until
 
@@ -26,7 +28,7 @@ _ADDRESS = "127.0.0.1"
 
 
 @contextlib.contextmanager
-def _qemu(directory: Path, name: str, *, incoming: bool) -> Iterator[tuple[Qmp, "subprocess.Popen[bytes]"]]:
+def qemu(directory: Path, name: str, *, incoming: bool) -> Iterator[tuple[Qmp, "subprocess.Popen[bytes]"]]:
     image = names.IMAGES / lab.record().image
     libraries = f"{image}/usr/lib/x86_64-linux-gnu:{image}/usr/lib/x86_64-linux-gnu/pulseaudio"
     disk, memory = directory / f"{name}.img", directory / f"{name}.ram"
@@ -57,15 +59,14 @@ def _listening_port() -> int:
 
 def measure(directory: Path, *, tls: bool) -> dict[str, Any]:
     """One pair: mirror its disk, join the packet channel, copy memory into COLO, idle, then the peer falls silent."""
-    (directory / "keys.psk").write_text(f"ftkvm:{os.urandom(32).hex()}\n")
+    (directory / KEY_FILE).write_text(file_text(os.urandom(32).hex()))
     with (
-        _qemu(directory, "secondary", incoming=True) as (there, peer),
-        _qemu(directory, "primary", incoming=False) as (here, _process),
+        qemu(directory, "secondary", incoming=True) as (there, peer),
+        qemu(directory, "primary", incoming=False) as (here, _process),
     ):
         if tls:
             for monitor, end in ((here, "client"), (there, "server")):
-                key = {"qom-type": "tls-creds-psk", "id": "tls", "dir": str(directory), "endpoint": end}
-                monitor("object-add", key | ({"username": "ftkvm"} if end == "client" else {}))
+                _add_key(monitor, directory, end)
         with_tls: dict[str, Any] = {"tls-creds": "tls"} if tls else {}
         figures: dict[str, Any] = {"tls": tls, "disk_mb_per_s": round(DISK_MIB / _mirror(here, there, with_tls))}
         _packets(here, there, with_tls)
@@ -80,6 +81,29 @@ def measure(directory: Path, *, tls: bool) -> dict[str, Any]:
         until(lambda: here("query-migrate")["status"] != "colo" and here("query-status")["running"], 10)
         figures["alone_after_ms"] = round(1000 * (time.monotonic() - begun))
         return figures
+
+
+def _add_key(monitor: Qmp, directory: Path, end: str) -> None:
+    key = {"qom-type": "tls-creds-psk", "id": "tls", "dir": str(directory), "endpoint": end}
+    monitor("object-add", key | ({"username": USER} if end == "client" else {}))
+
+
+def unanswered(directory: Path, deadline_s: float) -> float:
+    """For how many seconds a peer that takes the connection and never answers the handshake stops QEMU's main loop.
+
+    Whoever opened the socket shuts it down after ``deadline_s``, as the agent does (`ftkvm.agent.channel`).
+    """
+    (directory / KEY_FILE).write_text(file_text(os.urandom(32).hex()))
+    with qemu(directory, "primary", incoming=False) as (here, _process):
+        _add_key(here, directory, "client")
+        here("migrate-set-parameters", {"tls-creds": "tls"})
+        with socket.create_server((_ADDRESS, 0)) as listener, socket.create_connection(listener.getsockname()) as out:
+            here("getfd", {"fdname": "out"}, fd=out.fileno())
+            begun = time.monotonic()
+            with shut_down_after(out, deadline_s), contextlib.suppress(RuntimeError):
+                here("migrate", {"uri": "fd:out"})
+            here("query-status")
+            return time.monotonic() - begun
 
 
 def _mirror(here: Qmp, there: Qmp, tls: dict[str, Any]) -> float:

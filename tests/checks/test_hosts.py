@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from ftkvm.adapters import kvm_probe
-from ftkvm.core.channels import CHANNELS, Channel, unprotected
+from ftkvm.core.channels import Channel, Encryption, channels, unprotected
 from ftkvm.core.checks import cluster, host
 from ftkvm.core.checks.cluster import ClusterView, look
 from ftkvm.core.checks.cpu import GROUPS, Cpu, alike, differences, group_of, parse, read_groups
@@ -172,8 +172,9 @@ def test_frames_that_are_lost_since_the_nics_differ_are_told_once() -> None:
 
 
 def test_what_is_not_encrypted_is_on_networks_of_its_own() -> None:
-    assert set(unprotected()) == {"ft", "migration"}
-    assert unprotected(tuple(each for each in CHANNELS if each.network == "management")) == {}
+    assert unprotected(channels(Encryption())) == {}
+    assert set(unprotected(channels(Encryption(ft=False)))) == {"ft"}
+    assert set(unprotected(channels(Encryption(ft=False, migration=False)))) == {"ft", "migration"}
 
 
 def test_hosts_that_placement_refuses_make_no_pair() -> None:

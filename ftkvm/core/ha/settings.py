@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ftkvm.core.channels import Encryption
 from ftkvm.core.ha.model import HaSettings, IsolationResponse, Priority
 from ftkvm.core.ha.setting import Applies, BadSetting, Kind, Setting, Value
 
@@ -96,6 +97,10 @@ SETTINGS: dict[str, Setting] = {
                 "this long", _LATER, 1000),
         _flag("ft.emulation", False, "guests may be emulated, also with FT: `ftkvm check` then only warns of hosts "
               "whose processor runs no guests; for trials"),
+        _flag("ft.encryption", True, "memory, disk writes and frames of a pair are encrypted on their way; a pair that "
+              "runs keeps what it has until it is made again"),
+        _flag("migration.encryption", True, "the memory of a VM that is migrated is encrypted on its way, and goes "
+              "slower"),
         _number("ha.max_attempts", 5, "attempts", 1, 100, "so often a restart is tried"),
         _number("ha.retry_first_ms", 5000, "ms", 1000, 600_000, "pause before the second attempt; doubles each time"),
         _number("ha.retry_most_ms", 60_000, "ms", 1000, 3_600_000, "longest pause between attempts"),
@@ -168,7 +173,7 @@ def _understood(
 
 def problems(settings: Mapping[str, Any]) -> list[BadSetting]:
     """What stands in the configuration and cannot be used; the default is in force instead."""
-    ours = {name: stored for name, stored in settings.items() if name.startswith(("das.", "ha.", "ft."))}
+    ours = {name: stored for name, stored in settings.items() if name.startswith(("das.", "ha.", "ft.", "migration."))}
     ours.pop(IN_FORCE, None)
     return _not_understood(SETTINGS, ours)
 
@@ -263,6 +268,12 @@ def ha_settings(settings: Mapping[str, Any], gateway: str | None = None) -> HaSe
 def ha_networks(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """The networks that carry heartbeats."""
     return tuple(str(in_force(settings)["ha.networks"]).split(","))
+
+
+def encryption(settings: Mapping[str, Any]) -> Encryption:
+    """What is encrypted on its way between hosts."""
+    now = in_force(settings)
+    return Encryption(bool(now["ft.encryption"]), bool(now["migration.encryption"]))
 
 
 def failover_host(settings: Mapping[str, Any]) -> str | None:
