@@ -183,7 +183,7 @@ def test_a_secondary_that_comes_back_late_runs_nothing_a_second_time(cas: bool, 
 
 @pytest.mark.parametrize("seed", range(700_081, 700_101))
 def test_seeds_of_pairs_that_lose_both_copies_at_nearly_the_same_moment(seed: int) -> None:
-    """`ftkvm simulate` makes no pairs: what befalls them is drawn here, the other copy's host within 0.7 s."""
+    """As the seeds of `ftkvm simulate` draw it, on four hosts and with half of the VMs pairs."""
     rng = Random(seed ^ 0x9A12)
     shape = Shape(4, 8, watchdogs=rng.choice((True, NO_DOG_THERE.watchdogs, ("h2",))))
     at, vm = rng.randint(20_000, 60_000), rng.randint(1, 4)

@@ -131,6 +131,7 @@ FAULTS: dict[str, tuple[int, str, Act, Act]] = {
     "remove-dead": (0, "host", World.remove_dead, World.add),
 }
 FIRST_MS, LAST_MS = 20_000, 120_000
+_LOSSES = ("crash", "crash", "freeze", "freeze", "cut", "hang-storage", "fail-storage")
 
 
 def shape_of(seed: int) -> Shape:
@@ -147,6 +148,24 @@ def shape_of(seed: int) -> Shape:
     return Shape(
         hosts, hosts * rng.randint(1, 4), networks, watchdogs, fences, rng.choice((0, 0, 1e-5, 2e-4)), settings
     )
+
+
+def pairs_of(seed: int, shape: Shape) -> int:
+    """How many of a cluster's VMs are FT pairs: in every second history up to half of them."""
+    rng = Random(seed ^ 0x9A12)
+    return rng.randint(1, max(1, shape.vms // 2)) if rng.random() < 0.5 else 0
+
+
+def draw_for_pairs(seed: int, shape: Shape, pairs: int) -> list[Fault]:
+    """In most histories with pairs: one loses a copy, and within 0.7 s the host of the other is lost."""
+    rng = Random(seed ^ 0x2C09)
+    if not pairs or rng.random() < 0.2:
+        return []
+    at, number = rng.randint(FIRST_MS, LAST_MS - 40_000), rng.randint(1, pairs)
+    standby = f"h{(number + 1) % shape.hosts + 1}"  # VMs are spread over the hosts in turn, copies go to the next one
+    first = rng.choice((Fault(at, "kill-qemu", f"vm{number}"), Fault(at, "crash", f"h{number % shape.hosts + 1}")))
+    lasts_ms = rng.choice((0, 3_000, 30_000, 75_000, 100_000))
+    return [first, Fault(at + rng.randint(0, 700), rng.choice(_LOSSES), standby, lasts_ms)]
 
 
 def draw(seed: int, shape: Shape) -> list[Fault]:

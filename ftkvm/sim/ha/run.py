@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ftkvm.sim.ha.agent import Machine
-from ftkvm.sim.ha.faults import Fault, apply, draw, heal_all, responses, shape_of
+from ftkvm.sim.ha.faults import Fault, apply, draw, draw_for_pairs, heal_all, pairs_of, responses, shape_of
 from ftkvm.sim.ha.qemu import Violation
 from ftkvm.sim.ha.world import Shape, World, step
 
@@ -37,14 +37,17 @@ def run_seed(
     script: list[Fault] | None = None,
     shape: Shape | None = None,
     cas: bool = True,
-    pairs: int = 0,
+    pairs: int | None = None,
 ) -> Result:
     """Run one seed; ``script`` and ``shape`` replace what the seed would draw; ``machine``, ``cas``: breaks.
 
-    ``pairs``: so many of its VMs are protected, each with its secondary on the host after its own.
+    ``pairs``: so many of its VMs are protected, each with its secondary on the host after its own. A given ``shape``
+    has none unless that is said.
     """
+    if pairs is None:
+        pairs = 0 if shape else pairs_of(seed, shape_of(seed))
     shape = shape or shape_of(seed)
-    faults = draw(seed, shape) if script is None else script
+    faults = draw(seed, shape) + draw_for_pairs(seed, shape, pairs) if script is None else script
     world = World(seed, shape, machine)
     world.storage.files.cas = cas
     responses(seed, world)
@@ -61,7 +64,7 @@ def run_seed(
         _check_settled(world)
     except Violation as violation:
         failure = f"{world.clock.now} ms: {violation}"
-    return Result(seed, tuple(faults), failure, len(world.started), str(shape))
+    return Result(seed, tuple(faults), failure, len(world.started), f"{shape}, {pairs} pairs")
 
 
 def _check_settled(world: World) -> None:
