@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 
 from ftkvm.adapters import kvm_probe
+from ftkvm.adapters.kvm_probe import Probe
 from ftkvm.core import clock as clocks
 from ftkvm.core.checks.cpu import GROUPS, Cpu, Group, group_of, parse, read_groups
 from ftkvm.core.clock import Clock
@@ -40,7 +41,11 @@ def mixed_group(cpu: Cpu) -> str:
     return found.name if found is not None and found.mixed else ""
 
 
-def look(addresses: Mapping[str, str]) -> dict[str, Any]:
+KVM_WAIT_S = 3.0
+"""A host on which KVM works is known after half a second; where it is broken, mostly after 2.5 s."""
+
+
+def look(addresses: Mapping[str, str], kvm: Probe) -> dict[str, Any]:
     """The host's own part of :class:`ftkvm.core.checks.host.HostView`, as JSON. ``addresses``: by network.
 
     :raises ValueError: the operator's groups file is not understood
@@ -50,7 +55,7 @@ def look(addresses: Mapping[str, str]) -> dict[str, Any]:
     return {
         "cpu": {**asdict(cpu), "flags": sorted(cpu.flags)},
         "cpu_group": group.name if group else "",
-        "kvm": asdict(kvm_probe.signs(cpu.flags)),
+        "kvm": asdict(kvm_probe.signs(cpu.flags, kvm, KVM_WAIT_S)),
         "mhz": own_mhz(),
         "governor": _text(_FREQUENCY / "scaling_governor"),
         "links": links(addresses),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ftkvm import __version__
-from ftkvm.adapters import host_view
+from ftkvm.adapters import host_view, kvm_probe
 from ftkvm.agent import ft_checks, placing
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.ft_network import frames_lost
@@ -34,6 +34,7 @@ class Checks:
 
     def __init__(self, ctx: AgentContext, service: Service, health: Health) -> None:
         self._ctx, self._service, self._health = ctx, service, health
+        self._kvm = kvm_probe.of_this_host()
 
     def vm(self, name: str, *, for_ft: bool) -> Json:
         """A VM: looked at on the host it runs on; if it is off, by its definition.
@@ -95,14 +96,14 @@ class Checks:
         return look(config.cluster, view).to_json()
 
     def host_here(self) -> Json:
-        """What this host is made of. A tiny guest is started for it, and the others are asked with full frames.
+        """What this host is made of. A tiny guest is run for it now and then, and the others asked with full frames.
 
         :raises FtkvmError: FTKVM-238 the table of processor groups is not understood
         """
         config, health = self._ctx.config, self._health.current()
         addresses = {"management": config.management, "ft": config.ft, "migration": config.migration}
         try:
-            seen = host_view.look(addresses)
+            seen = host_view.look(addresses, self._kvm)
         except ValueError as error:
             path = str(host_view.GROUPS_FILE)
             raise FtkvmError("FTKVM-238", host=self._ctx.host, path=path, detail=str(error)) from error

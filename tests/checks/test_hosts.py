@@ -1,6 +1,9 @@
 """The checks of hosts and of the cluster, each provoked alone."""
 
+import threading
+import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +76,7 @@ def test_good() -> None:
     (KvmSigns(flag=True, device=True, open_error="Permission denied"), Kvm.MODULE_MISSING),
     (KvmSigns(flag=True, device=True, guest_error="ioctl(KVM_CREATE_VM) failed"), Kvm.CANNOT_RUN),
     (KvmSigns(device=True, guest_error="did not end"), Kvm.CANNOT_RUN),
+    (KvmSigns(flag=True, device=True), Kvm.UNKNOWN),
 ])  # fmt: skip
 def test_four_reasons_why_guests_do_not_run(signs: KvmSigns, state: Kvm) -> None:
     assert judge_kvm(signs)[0] is state
@@ -83,6 +87,7 @@ def test_four_reasons_why_guests_do_not_run(signs: KvmSigns, state: Kvm) -> None
     ({"kvm": KvmSigns(raw=True)}, "FTKVM-222", "error"),
     ({"kvm": KvmSigns(flag=True)}, "FTKVM-223", "error"),
     ({"kvm": KvmSigns(device=True, guest_error="failed")}, "FTKVM-224", "error"),
+    ({"kvm": KvmSigns(flag=True, device=True)}, "FTKVM-239", "warning"),
     ({"cpu_group": ""}, "FTKVM-226", "warning"),
     ({"maintenance": True}, "FTKVM-659", "error"),
     ({"trouble": Finding("FTKVM-301", {"host": "h1", "path": "/srv/ft"})}, "FTKVM-301", "error"),
@@ -223,9 +228,58 @@ def test_known_groups_are_never_mixed() -> None:
     assert group_of(Cpu("CentaurHauls", 7, 27)) is None
 
 
-def test_a_guest_that_cannot_be_started_says_why() -> None:
-    assert "No such file" in kvm_probe.run_guest("kvm", 2.0, qemu="/nowhere/qemu")
-    assert "status 0" in kvm_probe.run_guest("kvm", 2.0, qemu="true")
+def qemu_that(directory: Path, does: str) -> str:
+    """A program in QEMU's place."""
+    path = directory / "qemu"
+    path.write_text(f"#!/bin/sh\n{does}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        ("exec sleep 60", "did not begin within 0.3 s"),
+        ("printf b; exec sleep 60", "began, and did not count to 5000000 within 0.2 s"),
+        ("printf b; exit 99", ""),
+        ("exit 99", ""),
+        ("echo 'ioctl(KVM_CREATE_VM) failed' >&2; exit 1", "ioctl(KVM_CREATE_VM) failed"),
+        ("exit 0", "ended with status 0"),
+    ],
+)
+def test_what_becomes_of_the_guest(tmp_path: Path, does: str, says: str) -> None:
+    found = kvm_probe.run_guest("kvm", kvm_probe.Limits(0.3, 0.2), qemu_that(tmp_path, does))
+    assert found.endswith(says)
+    assert bool(found) is bool(says)
+
+
+def test_a_qemu_that_is_not_there_says_so() -> None:
+    assert "No such file" in kvm_probe.run_guest("kvm", kvm_probe.Limits(), "/nowhere/qemu")
+
+
+def test_the_guest_is_run_beside_who_asks_and_remembered() -> None:
+    """Who asks waits no longer than he says; afterwards the answer is there at once, until it is old."""
+    go_on, runs = threading.Event(), []
+
+    def run() -> str:
+        runs.append(1)
+        assert go_on.wait(10)
+        return f"answer {len(runs)}"
+
+    probe = kvm_probe.Probe(run, lifetime_s=0.2)
+    assert probe.error(0.01) is None
+    assert probe.error(0.01) is None
+    go_on.set()
+    assert (probe.error(10), len(runs)) == ("answer 1", 1)
+    assert (probe.error(0), len(runs)) == ("answer 1", 1)
+    time.sleep(0.25)
+    go_on.clear()
+    assert (probe.error(0), len(runs)) == ("answer 1", 2)  # old: told, and tried again
+    go_on.set()
+    deadline = time.monotonic() + 10
+    while probe.error(0) != "answer 2":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_the_guest_begins_with_a_jump_to_its_code() -> None:
@@ -233,8 +287,8 @@ def test_the_guest_begins_with_a_jump_to_its_code() -> None:
     assert len(rom) == 65536
     assert rom[0xFFF0] == 0xE9
     body = (0xFFF3 + int.from_bytes(rom[0xFFF1:0xFFF3], "little", signed=True)) & 0xFFFF
-    assert rom[body : body + 2] == b"\x66\xb9"
-    assert rom[body + 10 :].startswith(b"\xb0\x31\xe6\xf4\xf4")
+    assert rom[body : body + 6] == b"\xb0\x62\xe6\xe9\x66\xb9"
+    assert rom[body + 14 :].startswith(b"\xb0\x31\xe6\xf4\xf4")
 
 
 def test_every_check_is_named_once() -> None:

@@ -4,7 +4,6 @@ both hosts of a pair lose power: HA starts the VM on the third (HA-02).
 Three and a half minutes, so with ``FTKVM_FULL=1`` only (`make long`); test_life has both kinds of copies leaving in CI.
 """
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,11 +92,7 @@ def test_what_check_says_of_a_host_that_rests_and_of_ha_that_is_off(seat: Seat, 
     seat.ok("host", "maintenance", "exit", third.name)
     assert "FTKVM-659" not in {each["code"] for each in seat.run("check", "host", third.name).out["findings"]}
     seat.ok("cluster", "set", "ha.enabled=off")
-    began = time.monotonic()
     report = seat.run("check", "cluster").out
-    took_s = time.monotonic() - began
-    print(f"check cluster: {took_s:.2f} s")
-    assert took_s < 6  # the promise is 3 s; this machine may be busy
     assert {each["code"]: each["severity"] for each in report["findings"]}["FTKVM-231"] == "warning"
     seat.ok("cluster", "set", "ha.enabled=on")
     assert "FTKVM-231" not in {each["code"] for each in seat.run("check", "cluster").out["findings"]}

@@ -19,13 +19,14 @@ PAIR_NETWORKS = ("ft", "migration")
 
 
 class Kvm(StrEnum):
-    """Whether this host can run guests on its processor, and if not, why: four different findings."""
+    """Whether this host can run guests on its processor, and if not, why: four different findings, or still unknown."""
 
     WORKS = "works"
     CPU_CANNOT = "cpu-cannot"
     FIRMWARE_OFF = "firmware-off"
     MODULE_MISSING = "module-missing"
     CANNOT_RUN = "cannot-run"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,15 @@ class KvmSigns:
     device: bool = False
     open_error: str = ""
     guest_error: str | None = None
-    """Why the tiny guest did not run; empty: it ran; None: it was not tried."""
+    """Why the tiny guest did not run; empty: it ran; None: there was none, or it is still being tried."""
 
 
 def judge_kvm(signs: KvmSigns) -> tuple[Kvm, str]:
     """The state, and the detail to show. A guest that ran decides, whatever the flags say."""
     if signs.device and not signs.open_error:
-        if signs.guest_error == "":
-            return Kvm.WORKS, ""
-        return Kvm.CANNOT_RUN, signs.guest_error or "no guest was tried"
+        if signs.guest_error is None:
+            return Kvm.UNKNOWN, "a guest is being tried"
+        return (Kvm.CANNOT_RUN if signs.guest_error else Kvm.WORKS), signs.guest_error
     why = f"/dev/kvm: {signs.open_error}" if signs.device else "there is no /dev/kvm"
     if signs.log_says_off or (not signs.flag and signs.raw):
         return Kvm.FIRMWARE_OFF, why
@@ -182,13 +183,14 @@ _KVM_CODES = {
     Kvm.FIRMWARE_OFF: "FTKVM-222",
     Kvm.MODULE_MISSING: "FTKVM-223",
     Kvm.CANNOT_RUN: "FTKVM-224",
+    Kvm.UNKNOWN: "FTKVM-239",
 }
 
 
 def _virtualisation(host: HostView) -> Iterator[Finding]:
     state, detail = judge_kvm(host.kvm)
     if state is not Kvm.WORKS:
-        severity = Severity.WARNING if host.emulation else Severity.ERROR
+        severity = Severity.WARNING if host.emulation or state is Kvm.UNKNOWN else Severity.ERROR
         params = {"cpu": host.cpu.name or "unknown", "detail": detail}
         yield Finding(_KVM_CODES[state], params, severity)
     if host.emulation:
