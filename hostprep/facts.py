@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ftkvm.catalogue import FtkvmError
 from ftkvm.core import clock as clocks
 from ftkvm.core.clock import Clock
+from hostprep.place import strangers
 from hostprep.runner import Runner
 
 PACKAGES = (
@@ -60,6 +61,8 @@ class HostFacts:
     ca_certificate: str = ""
     host_certificate: str = ""
     manifest: str = ""
+    strangers: tuple[str, ...] = ()
+    """What is where our program goes and was not put there by us."""
     machine_id: str = ""
     boot_id: str = ""
     configuration: str = ""
@@ -101,6 +104,7 @@ def sections(datastore: str, files: Sequence[str]) -> dict[str, str]:
         "units": f"for unit in {' '.join((*UNITS, *NIC_UNITS.values()))}; do {unit}; done",
         "ca": "cat /etc/ftkvm/pki/ca.crt 2>/dev/null",
         "certificate": "cat /etc/ftkvm/pki/host.crt 2>/dev/null",
+        "strangers": strangers(),
         "manifest": "cat /opt/ftkvm/.manifest 2>/dev/null",
         "machine": "cat /etc/machine-id 2>/dev/null",
         "boot": "cat /proc/sys/kernel/random/boot_id",
@@ -150,6 +154,7 @@ def parse(text: str) -> HostFacts:
         ca_certificate=parts["ca"],
         host_certificate=parts["certificate"],
         manifest=parts["manifest"].strip(),
+        strangers=tuple(parts["strangers"].split()),
         machine_id=parts["machine"].strip(),
         boot_id=parts["boot"].strip(),
         configuration=parts["configuration"].strip(),

@@ -18,12 +18,11 @@ from ftkvm.catalogue import FtkvmError
 from hostprep.facts import UNITS
 from hostprep.packages import purge as purge_packages
 from hostprep.packages import would_go_too
+from hostprep.place import JOURNAL, PROGRAM, remove_program, strangers
 from hostprep.runner import Runner
 
-JOURNAL = "/var/lib/ftkvm/prepared"
 BEFORE = ".ftkvm-before"
 """Ends the name of a file's copy from before this run: what a step's own undo puts back."""
-PROGRAM = "/opt/ftkvm"
 
 
 def begin(journal: str, later: Sequence[str] = ()) -> str:
@@ -113,13 +112,13 @@ def take_back(
     restored, removed, packages, enabled = found
     if purge and packages:
         _require_ours_alone(runner, packages)
+    gone = removed if program in runner.run(strangers(program, journal)).stdout.split() else [*removed, program]
     if not dry_run:
         script = _script(journal, program, units, enabled, restored, removed, packages if purge else [])
         done = runner.run("sh -s", script.encode(), 600.0)
         if done.status:
             words = (done.stderr.strip() or done.stdout.strip())[-400:]
             raise FtkvmError("FTKVM-209", host=runner.host, step="taking back", detail=words)
-    gone = [*removed, program]
     return TakenBack(restored, gone, packages if purge else [], [] if purge else packages)
 
 
@@ -163,7 +162,7 @@ def _script(
         there, directory = shlex.quote(path), shlex.quote(path.rpartition("/")[0])
         lines.append(f"rm -f {there} {there}.new {there}{BEFORE}")
         lines.append(f"[ ! -d {directory} ] || rmdir -p --ignore-fail-on-non-empty {directory}")
-    lines.append(f"rm -rf {program} {program}.new {program}.before")
+    lines.append(f"{remove_program(program)}; rm -rf {program}.before")
     if units or enabled:
         lines.append("systemctl daemon-reload")
     if packages:

@@ -13,8 +13,9 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig
 from hostprep import packages
 from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts
-from hostprep.journal import BEFORE, JOURNAL, begin, record
+from hostprep.journal import BEFORE, begin, record
 from hostprep.package import Package
+from hostprep.place import JOURNAL, PROGRAM, remove_program
 from hostprep.units import UNIT_FILES
 
 CONFIG = "/etc/ftkvm/agent.toml"
@@ -66,12 +67,12 @@ def require(facts: HostFacts, wish: Wish) -> None:
     safety: the datastore is asked whose it is before an agent is started on it: an agent that has the name of one of
     another cluster's hosts would write over that host's heartbeat.
 
-    :raises FtkvmError: FTKVM-206 system, 207/208 versions, 213 bridge, 216 other cluster, 217 device, 30x datastore,
-        609/610 another cluster's datastore, or none's, 219 the name is taken, 242 an address is
+    :raises FtkvmError: FTKVM-206 system, 363 a stranger's files, 207/208 versions, 213 bridge, 216 other cluster,
+        217 device, 30x datastore, 609/610 another cluster's datastore, or none's, 219 the name is taken, 242 an
+        address is
     """
     host = {"host": wish.host}
-    if facts.system_id != "debian 13":
-        raise FtkvmError("FTKVM-206", **host, system=facts.system)
+    require_place(facts, wish.host)
     if facts.ca_certificate and facts.ca_certificate.strip() != wish.ca_certificate.strip():
         raise FtkvmError("FTKVM-216", **host)
     for bridge in wish.vm_bridges:
@@ -82,6 +83,17 @@ def require(facts: HostFacts, wish: Wish) -> None:
     _require_datastore(facts, wish)
     entered(configuration(facts), dict(wish.join))
     require_versions(facts, wish.host)
+
+
+def require_place(facts: HostFacts, host: str) -> None:
+    """A system that we prepare, and room for our program: to be known before the first change.
+
+    :raises FtkvmError: FTKVM-206, FTKVM-363
+    """
+    if facts.system_id != "debian 13":
+        raise FtkvmError("FTKVM-206", host=host, system=facts.system)
+    if facts.strangers:
+        raise FtkvmError("FTKVM-363", host=host, places=", ".join(facts.strangers), program=PROGRAM)
 
 
 def configuration(facts: HostFacts) -> ClusterConfig | None:
@@ -176,7 +188,9 @@ def _package(facts: HostFacts, wish: Wish) -> Iterator[Step]:
         " rm -rf /opt/ftkvm.before; if [ -e /opt/ftkvm ]; then mv /opt/ftkvm /opt/ftkvm.before; fi;"
         " mv /opt/ftkvm.new /opt/ftkvm",
         f"grep -qx {wish.package.digest} /opt/ftkvm/.manifest && test -s /opt/ftkvm/ftkvm/__init__.py",
-        "rm -rf /opt/ftkvm /opt/ftkvm.new; if [ -e /opt/ftkvm.before ]; then mv /opt/ftkvm.before /opt/ftkvm; fi",
+        # cut off early, what is there is still the program of before
+        f"if grep -qx {wish.package.digest} /opt/ftkvm/.manifest; then {remove_program()}; fi; rm -rf /opt/ftkvm.new;"
+        " if [ ! -e /opt/ftkvm -a -e /opt/ftkvm.before ]; then mv /opt/ftkvm.before /opt/ftkvm; fi",
         stdin=wish.package.tar,
     )
 

@@ -22,8 +22,9 @@ from hostprep.apply import Progress, apply
 from hostprep.facts import UNITS, HostFacts
 from hostprep.ground import Ground, files_of, ground_steps
 from hostprep.joining import machine_of, members
-from hostprep.journal import JOURNAL, take_back
+from hostprep.journal import take_back
 from hostprep.nics import NETWORKS, REVERT_S, Nic, Surroundings, confirm, frames_lost
+from hostprep.place import JOURNAL
 from hostprep.plan import (
     CONFIG,
     Step,
@@ -33,6 +34,7 @@ from hostprep.plan import (
     join_step,
     plan,
     require,
+    require_place,
     require_versions,
     unit_files,
 )
@@ -87,6 +89,7 @@ def prepare(
     with connect(target) as session:
         progress(0, 0, "looking at the host")
         found = facts_of.gather(session, cluster.datastore, _file_names())
+        require_place(found, target.host)
         bridge, around = cluster.vm_bridges[0], _surroundings(cluster)
         first = ground_steps(found, ground, target.host, bridge, cluster.datastore, JOURNAL, around)
         if first and dry_run:

@@ -104,6 +104,17 @@ def test_a_host_of_the_cluster_is_not_taken_back(seat: Seat) -> None:
     assert configuration(first) == before
 
 
+def test_what_a_stranger_put_in_our_programs_place_is_left(seat: Seat) -> None:
+    host = seat.hosts[1]
+    host.run(["sh", "-c", "mkdir -p /opt/ftkvm/bin && echo theirs > /opt/ftkvm/bin/tool"])
+    before = configuration(host)
+    for words in (("--dry-run",), ()):
+        said = seat.add_host(host, *words)
+        assert (said.code, "/opt/ftkvm" in said.err) == ("FTKVM-363", True)
+        assert configuration(host) == before
+    host.run(["rm", "-r", "/opt/ftkvm"])
+
+
 @pytest.fixture
 def nameless(seat: Seat) -> Iterator[Host]:
     """The second host, whose FT NIC has no address."""

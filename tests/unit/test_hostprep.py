@@ -43,7 +43,8 @@ ANSWERS = {
     "digests": f"{'a' * 64}  /etc/ftkvm/agent.toml\n",
     "units": "ftkvm-agent.service enabled active\nftkvm-keeper.service inactive\n",
     "clock": "NTPSynchronized=no\nId=chrony.service\nActiveState=active\n",
-    "ca": "", "certificate": "", "manifest": "0123\n", "machine": "m1\n", "boot": "b1\n", "configuration": "",
+    "ca": "", "certificate": "", "strangers": "", "manifest": "0123\n",
+    "machine": "m1\n", "boot": "b1\n", "configuration": "",
 }  # fmt: skip
 
 
@@ -140,6 +141,7 @@ def test_only_missing_packages_are_installed() -> None:
 @pytest.mark.parametrize(("changed", "code"), [
     ({"system_id": "debian 12"}, "FTKVM-206"), ({"qemu": (10, 0, 7)}, "FTKVM-207"), ({"libvirt": (10, 5)}, "FTKVM-208"),
     ({"bridges": ()}, "FTKVM-213"), ({"ca_certificate": "another"}, "FTKVM-216"), ({"devices": ()}, "FTKVM-217"),
+    ({"strangers": ("/opt/ftkvm",)}, "FTKVM-363"),
     ({"datastore_status": "hung"}, "FTKVM-306"), ({"datastore_status": "missing"}, "FTKVM-301"),
     ({"mount_point": "/"}, "FTKVM-301"), ({"datastore_status": "read-only"}, "FTKVM-303"),
     ({"datastore_status": "full"}, "FTKVM-304"), ({"datastore_status": "Input/output error"}, "FTKVM-302"),

@@ -222,6 +222,7 @@ def told(cluster: Cluster, **changed: str) -> str:
         "qemu": "QEMU emulator version 11.1.3\n",
         "libvirt": "11.3.0\n",
         "devices": "/dev/net/tun\n",
+        "strangers": "",
         "machine": "its own\n",
         "boot": "boot-host3\n",
         **changed,
@@ -268,6 +269,21 @@ def test_refused_it_changes_nothing(
                 hosts=lambda _home: cluster.hosts())  # fmt: skip
     assert (caught.value.code, remote.commands) == (code, [])
     assert tree(home.directory) | tree(cluster.datastore.root) == before
+
+
+@pytest.mark.parametrize(("changed", "code"), [
+    ({"strangers": "/opt/ftkvm\n"}, "FTKVM-363"),
+    ({"os": 'ID="almalinux"\nVERSION_ID="9.2"\n', "addresses": "[]", "bridges": ""}, "FTKVM-206"),
+])  # fmt: skip
+@pytest.mark.parametrize("ground", [Ground(), Ground(nic="eth9", export="storage:/srv")])
+def test_a_host_that_is_not_for_us_is_refused_before_all_else(
+    cluster: Cluster, home: Home, changed: dict[str, str], code: str, ground: Ground
+) -> None:
+    """Even before what it is to stand on is made, or found to be missing."""
+    remote = Remote(Target("host3", "10.0.0.3"), told(cluster, **changed))
+    with pytest.raises(FtkvmError) as caught:
+        prepare(home, remote.target, lambda *_: None, ground=ground, connect=lambda _target: cast(Any, remote))
+    assert (caught.value.code, remote.commands) == (code, [])
 
 
 def test_another_clusters_datastore(cluster: Cluster, home: Home) -> None:
