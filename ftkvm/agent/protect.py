@@ -5,20 +5,15 @@ there before it acts; so the plan can be cut off anywhere and undone by an agent
 commit point is ``record``: once the pair record exists, the epoch ends only by its winner file (docs/safety.md).
 """
 
-import contextlib
 import logging
-import os
-import signal
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..adapters import images
 from ..catalogue import FtkvmError
 from ..core.chain import Side, overlay_path, plan_chain
-from ..core.reasons import Reason
 from ..engine import credentials, graph, primary
 from ..engine.graph import EngineError, MonitorPort
 from ..engine.machine import machine_of
@@ -29,8 +24,9 @@ from ..keeper.model import PairSpec, PeerSpec
 from . import channel_keys, holds, steps
 from .channel import QEMU_WAITS, shut_down_after
 from .context import AgentContext
+from .fault_points import fault_point
 from .local_vm import LocalVm
-from .merging import merge_chain, merge_overlays, resume_left_standing
+from .merging import merge_chain
 from .own_images import require_own_images, stale_on
 from .records import CopyPlace, OperationDoc, PairDoc, PairStore
 from .waits import await_done, require_short
@@ -44,15 +40,12 @@ HANDSHAKE_TIMEOUT_S = 2.0
 """So long the guest may stand still because the other side does not answer the handshake of its memory's channel: its
 host froze at that very moment. Then the plan ends, before anything is recorded."""
 PEER_CHECK_S = 1.5
-FAULT_POINT = "stop-after-step"
-WAIT_POINT = "wait-after-step"
-WAIT_POINT_S = 60.0
 Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: ``do`` names a method of :class:`Protect`; :func:`undo_protect` takes back what is there of it."""
+    """One step: ``do`` names a method of :class:`Protect`; :mod:`.protect_undo` takes back what is there of it."""
 
     name: str
     text: str
@@ -75,7 +68,7 @@ COMMIT_STEP = "record"
 
 @dataclass
 class Protect:
-    """One run of the plan. Raises FtkvmError; after an error the caller calls :meth:`undo` unless committed."""
+    """One run of the plan. Raises FtkvmError; after an error the caller calls ``undo_protect`` unless committed."""
 
     ctx: AgentContext
     store: PairStore
@@ -329,12 +322,6 @@ class Protect:
         self._await("first checkpoint on the secondary", loaded, LOCKSTEP_TIMEOUT_S, 0.1)
         self.store.clear_operation()
 
-    # -- undo ----------------------------------------------------------------------------------------------
-
-    def undo(self) -> None:
-        """Take back what was begun, in reverse. For a plan that did not reach its commit point."""
-        undo_protect(self.ctx, self.store, self.vm, self.journal, self.keeper)
-
     # -- helpers -------------------------------------------------------------------------------------------
 
     def _left_s(self) -> float:
@@ -382,71 +369,6 @@ class Protect:
                 raise FtkvmError("FTKVM-510", vm=self.vm.name, step=what)
 
         await_done(self.vm.name, what, done, timeout_s, interval_s, meanwhile)
-
-
-def undo_protect(ctx: AgentContext, store: PairStore, vm: LocalVm, journal: OperationDoc, keeper: KeeperClient) -> None:
-    """Undo from the journal alone: each undo asks what is there, so it may be repeated after any interruption."""
-    journal.undoing = True
-    store.save_operation(journal)
-    with contextlib.suppress(FtkvmError):  # an unreachable secondary waits in inmigrate; its agent ends it (ABANDONED)
-        ctx.peers.call(
-            journal.secondary or "",
-            "POST",
-            f"/v1/peer/pairs/{vm.uuid}/destroy",
-            {"epoch": journal.epoch, "reason": str(Reason.ABANDONED), "images": journal.own_images},
-            timeout_s=10.0,
-        )
-    if vm.pid() is not None:
-        resume_left_standing(ctx, vm)
-        disconnect(ctx, vm)
-        merge_overlays(
-            ctx,
-            vm,
-            {
-                target: path
-                for target, path in journal.primary_disks.items()
-                if path != journal.original_disks.get(target)
-            },
-        )
-    for path in () if journal.copied else journal.secondary_disks.values():
-        images.remove_copy(path)
-    store.clear_operation()
-
-
-def disconnect(ctx: AgentContext, vm: LocalVm) -> None:
-    """Whatever part of a pair is in this QEMU: out, and the guest running."""
-    try:
-        monitor = vm.monitor()
-    except Exception as error:  # no monitor of ours was ever added: nothing was connected
-        log.info("%s: nothing to disconnect: %s", vm.name, error)
-        return
-    primary.normalise(monitor, vm.shape(fresh=True))
-    holds.stop(ctx, vm.uuid)
-
-
-def fault_point(ctx: AgentContext, step: str) -> None:
-    """For tests of interruption: root may leave a step's name in /run/ftkvm/stop-after-step; the agent dies there."""
-    path: Path = ctx.config.paths.run / FAULT_POINT
-    with contextlib.suppress(OSError):
-        if path.read_text().strip() == step:
-            path.unlink()
-            log.warning("fault point: killed after step %s", step)
-            os.kill(os.getpid(), signal.SIGKILL)
-    _wait_point(ctx.config.paths.run / WAIT_POINT, step)
-
-
-def _wait_point(path: Path, step: str) -> None:
-    """The same with a wait instead: until the file is gone, at most a minute; ``….reached`` tells that it waits."""
-    with contextlib.suppress(OSError):
-        if path.read_text().strip() != step:
-            return
-        reached = path.with_name(path.name + ".reached")
-        reached.touch()
-        log.warning("wait point: waiting after step %s", step)
-        deadline = time.monotonic() + WAIT_POINT_S
-        while path.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        reached.unlink(missing_ok=True)
 
 
 def _taps(shape: Shape) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from ..core.reasons import Reason
 from .context import AgentContext
 from .merging import resume_left_standing
 from .pair_worker import PairWorker
-from .protect import undo_protect
+from .protect_undo import undo_protect
 from .records import OperationDoc
 from .turn_off import turn_off
 

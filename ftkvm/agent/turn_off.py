@@ -16,10 +16,10 @@ from ..engine import primary
 from . import holds, steps
 from .cold_start import ColdStart
 from .context import AgentContext
+from .fault_points import fault_point
 from .merging import merge_chain, resume_left_standing
 from .own_images import define_on
 from .pair_worker import PairWorker
-from .protect import fault_point
 from .records import OperationDoc, PairDoc, PairStore
 
 log = logging.getLogger(__name__)
