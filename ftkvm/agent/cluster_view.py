@@ -36,7 +36,7 @@ class ClusterView:
             "coordinator": coordinator,
             "term": term,
             "validity": validity,
-            "hosts": [self._host(entry, said, views) for entry in self._service.hosts(health)],
+            "hosts": [self._host(entry, said, views) for entry in self._service.hosts.all(health)],
             "vms": self._vms(events, places),
             "waiting": _waiting(said, coordinator),
             "events": events[-_RECENT:],

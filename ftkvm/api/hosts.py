@@ -38,27 +38,27 @@ def router(service: Service, health: Health) -> APIRouter:
     @routes.get("/hosts")
     def get_hosts() -> Json:
         """All hosts of the cluster, with their health or why they do not answer."""
-        return {"hosts": service.hosts()}
+        return {"hosts": service.hosts.all()}
 
     @routes.post("/hosts/{name}/fence")
     def fence_host(name: str, request: FenceRequest) -> Json:
         """Set or remove a host's power fencing device."""
-        return service.set_fence(name, request.parameters)
+        return service.hosts.set_fence(name, request.parameters)
 
     @routes.get("/hosts/{name}/removal")
     def may_remove_host(name: str, dead: bool = False) -> Json:
         """Whether the host could be taken out; nothing is changed."""
-        return service.may_remove_host(name, dead=dead)
+        return service.hosts.may_remove(name, dead=dead)
 
     @routes.post("/hosts/{name}/remove")
     def remove_host(name: str, request: RemoveRequest) -> Json:
         """Take a host that runs no VMs out of the configuration."""
-        return service.remove_host(name, dead=request.dead)
+        return service.hosts.remove(name, dead=request.dead)
 
     @routes.post("/hosts/{name}/maintenance")
     def maintenance(name: str, request: MaintenanceRequest) -> Json:
         """Enter (answers the operation that evacuates the host) or exit maintenance mode."""
-        return service.maintenance(name, on=request.on)
+        return service.hosts.maintenance(name, on=request.on)
 
     @routes.get("/operations/{operation}")
     def get_operation(operation: str) -> Json:

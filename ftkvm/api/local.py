@@ -43,12 +43,12 @@ def router(service: Service) -> APIRouter:
     @routes.post("/vms/register")
     def register(request: RegisterRequest) -> Json:
         """Take over a domain of this host's libvirt."""
-        return service.register_here(request.domain)
+        return service.here.register(request.domain)
 
     @routes.post("/vms/{uuid}/start")
     def start(uuid: str, request: LocalStartRequest) -> Json:
         """Start a VM here."""
-        return service.start_here(
+        return service.here.start(
             uuid, request.owner, why=request.why, cold_epoch=request.cold_epoch, cold_winner=request.cold_winner,
             attempt=request.attempt,
         )  # fmt: skip
@@ -56,12 +56,12 @@ def router(service: Service) -> APIRouter:
     @routes.post("/vms/{uuid}/stop")
     def stop(uuid: str, request: StopRequest) -> Json:
         """Stop the VM that runs here."""
-        return service.stop_here(uuid, force=request.force, timeout_s=request.timeout_s)
+        return service.here.stop(uuid, force=request.force, timeout_s=request.timeout_s)
 
     @routes.post("/vms/{uuid}/migrate")
     def migrate(uuid: str, request: MigrateRequest) -> Json:
         """Move the VM that runs here to another host."""
-        return service.migrate_here(uuid, request.to)
+        return service.here.migrate(uuid, request.to)
 
     @routes.post("/vms/{uuid}/unregister")
     def unregister(uuid: str) -> Json:
@@ -71,41 +71,41 @@ def router(service: Service) -> APIRouter:
     @routes.get("/evacuation")
     def evacuation() -> Json:
         """What would keep this host from being emptied."""
-        return service.obstacles_here()
+        return service.here.obstacles()
 
     @routes.post("/vms/{uuid}/settings-changed")
     def settings_changed(uuid: str) -> Json:
         """A VM's settings were written: read them now."""
-        return service.settings_changed_here(uuid)
+        return service.here.settings_changed(uuid)
 
     @routes.post("/evacuate")
     def evacuate() -> Json:
         """Move all VMs off this host."""
-        return service.evacuate_here()
+        return service.here.evacuate()
 
     @routes.post("/vms/{uuid}/ft/enable")
     def enable(uuid: str, request: EnableRequest) -> Json:
         """Protect the VM that runs here."""
-        return service.enable_here(uuid, request.secondary)
+        return service.here.enable(uuid, request.secondary)
 
     @routes.post("/vms/{uuid}/ft/turn-off")
     def turn_off(uuid: str) -> Json:
         """Take the pair of a VM apart."""
-        return service.turn_off_here(uuid)
+        return service.here.turn_off(uuid)
 
     @routes.post("/vms/{uuid}/ft/disable")
     def disable(uuid: str) -> Json:
         """Take the pair of a VM apart, and keep the wish for one."""
-        return service.turn_off_here(uuid, disable=True)
+        return service.here.turn_off(uuid, disable=True)
 
     @routes.post("/vms/{uuid}/ft/test-{what}")
     def test(uuid: str, what: Literal["failover", "restart-secondary"]) -> Json:
         """Try the pair whose primary is here."""
-        return service.test_here(uuid, what)
+        return service.here.test(uuid, what)
 
     @routes.post("/vms/{uuid}/ft/move-secondary")
     def move_secondary(uuid: str, request: MoveSecondaryRequest) -> Json:
         """Make the secondary of the VM whose primary is here anew on another host."""
-        return service.move_secondary_here(uuid, request.to)
+        return service.here.move_secondary(uuid, request.to)
 
     return routes

@@ -208,7 +208,7 @@ def test_a_start_is_admitted_or_refused_with_the_sum(world: World) -> None:
 
 def starts_here(world: World, record: VmRecord, why: str = "started") -> str:
     """The code with which the start of the VM ends on h1; nothing is really started in these tests."""
-    begun = world.service.start_here(record.uuid, 0, why=why)
+    begun = world.service.here.start(record.uuid, 0, why=why)
     deadline = time.monotonic() + 5
     while (now := world.service.operation(str(begun["id"])))["state"] == "running":
         assert time.monotonic() < deadline
@@ -448,11 +448,11 @@ def refused(world: World, name: str, *, dead: bool = False) -> str:
     """The code with which removing the host is refused; nothing may have changed."""
     before = latest_config(world.ctx.datastore)
     with pytest.raises(FtkvmError) as caught:
-        world.service.remove_host(name, dead=dead)
+        world.service.hosts.remove(name, dead=dead)
     assert caught.value.cause and caught.value.remedy
     if caught.value.code != "FTKVM-264":  # a heartbeat that moves once is dead when asked again
         with pytest.raises(FtkvmError) as shown:
-            world.service.may_remove_host(name, dead=dead)
+            world.service.hosts.may_remove(name, dead=dead)
         assert shown.value.code == caught.value.code
     assert latest_config(world.ctx.datastore) == before
     return caught.value.code
@@ -464,11 +464,11 @@ def test_a_primary_host_stays(world: World) -> None:
     del world.peers.running["h1"]
     assert refused(world, "h1", dead=True) == "FTKVM-244"  # the others have not made up for it yet
     world.peers.roles = {"h2": "primary"}
-    world.service.remove_host("h1", dead=True)
+    world.service.hosts.remove("h1", dead=True)
     assert sorted(world.ctx.cluster.hosts()) == ["h2", "h3"]
     assert refused(world, "h2") == "FTKVM-244"
     world.set(ha__enabled="off")  # then there is nothing to join through
-    world.service.remove_host("h2", dead=False)
+    world.service.hosts.remove("h2", dead=False)
     assert refused(world, "h3") == refused(world, "h3", dead=True) == "FTKVM-243"
 
 
@@ -477,9 +477,9 @@ def test_a_host_with_a_copy_of_a_pair_stays(world: World) -> None:
     pair = world.vm(1, "h1", "primary", ft=True)
     world.runs(pair, "h2", "secondary")
     assert refused(world, "h2") == refused(world, "h2", dead=True) == "FTKVM-214"
-    shown = world.service.may_remove_host("h3", dead=False)
+    shown = world.service.hosts.may_remove("h3", dead=False)
     assert sorted(world.ctx.cluster.hosts()) == ["h1", "h2", "h3"]
-    assert world.service.remove_host("h3", dead=False) == shown
+    assert world.service.hosts.remove("h3", dead=False) == shown
     del world.peers.running["h2"]
     assert refused(world, "h2") == "FTKVM-202"
 
@@ -499,7 +499,7 @@ def test_a_dead_host_that_is_removed_gives_its_vms_free(world: World) -> None:
     assert caught.value.code == "FTKVM-109"
     world.peers.roles = {"h1": "coordinator"}
     assert refused(world, "h3") == "FTKVM-202"
-    world.service.remove_host("h3", dead=True)
+    world.service.hosts.remove("h3", dead=True)
     config = world.ctx.cluster.current(fresh=True)
     assert config.removed == {"h3": "gone"} and cluster_of(config, None).removed == {"h3": "gone"}
     world.service.start("vm1", "h2")
@@ -522,7 +522,7 @@ def test_a_silent_host_whose_heartbeat_moves_is_not_dead(world: World) -> None:
 def test_a_dead_host_of_a_cluster_without_ha_has_no_boot_to_note(world: World) -> None:
     world.set(ha__enabled="off")
     del world.peers.running["h3"]
-    world.service.remove_host("h3", dead=True)
+    world.service.hosts.remove("h3", dead=True)
     assert world.ctx.cluster.current(fresh=True).removed == {}
 
 

@@ -57,7 +57,7 @@ class Host:
     def start(self, attempt: int, *, why: str = "restarted") -> Json:
         """A start as HA asks for it, until it has ended."""
         owner = self.vms.owner("u1")[0]
-        name = str(self.service.start_here("u1", owner, why=why, attempt=attempt)["id"])
+        name = str(self.service.here.start("u1", owner, why=why, attempt=attempt)["id"])
         deadline = time.monotonic() + 10
         while self.service.operation(name)["state"] == "running" and time.monotonic() < deadline:
             time.sleep(0.01)

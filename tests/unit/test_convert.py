@@ -160,7 +160,7 @@ def test_prepare_converts_a_disk_and_shows_how_far_it_is(ground: Ground) -> None
 
 
 def test_enable_of_a_vm_that_is_off_converts_first(ground: Ground) -> None:
-    ended = ground.ended(ground.service.enable_here("u1", None))
+    ended = ground.ended(ground.service.here.enable("u1", None))
     assert ended["state"] == "done", ended["error"]
     assert ended["result"]["kept"] == [str(ground.disk)]
     ground.assert_converted()
@@ -256,7 +256,7 @@ def test_a_vm_that_ha_is_about_to_start_is_not_converted(ground: Ground) -> None
     note_power(ground.ctx, "u1", on=True)
     for attempt in (
         lambda: ground.prepare.prepare("vm1", dry_run=False),
-        lambda: ground.service.enable_here("u1", None),
+        lambda: ground.service.here.enable("u1", None),
     ):
         with pytest.raises(FtkvmError) as caught:
             attempt()

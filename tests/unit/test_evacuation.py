@@ -133,9 +133,9 @@ class Cluster:
         if path == "/v1/local/evacuation":
             if self.old_agent:
                 raise FtkvmError("FTKVM-901", detail="Not Found")
-            return self.service.obstacles_here()
+            return self.service.here.obstacles()
         assert path == "/v1/local/evacuate"
-        return self.service.evacuate_here()
+        return self.service.here.evacuate()
 
     def vm(self, number: int, secondary: str | None = None, primary: str = "h1", *, decided: bool = False,
            disks: dict[str, str] | None = None) -> str:  # fmt: skip
@@ -156,7 +156,7 @@ class Cluster:
         return name
 
     def enter(self) -> Json:
-        begun = self.service.maintenance("h1", on=True)
+        begun = self.service.hosts.maintenance("h1", on=True)
         deadline = time.monotonic() + 5
         while self.service.operation(str(begun["id"]))["state"] == "running":
             assert time.monotonic() < deadline
@@ -167,7 +167,7 @@ class Cluster:
         """Entering maintenance is refused, and nothing has changed."""
         before = {str(path): path.read_bytes() for path in self.datastore.root.rglob("*") if path.is_file()}
         with pytest.raises(FtkvmError) as caught:
-            self.service.maintenance("h1", on=True)
+            self.service.hosts.maintenance("h1", on=True)
         assert before == {str(path): path.read_bytes() for path in self.datastore.root.rglob("*") if path.is_file()}
         assert not self.reader.current(fresh=True).hosts["h1"].maintenance
         assert self.operations.all_running() == []
@@ -209,7 +209,7 @@ def test_the_new_secondary_needs_twice_the_memory_whichever_copy_leaves(
     cluster: Cluster, primary: str, secondary: str
 ) -> None:
     cluster.vm(1, secondary=secondary, primary=primary)
-    assert cluster.service.obstacles_here() == {"obstacles": {}}
+    assert cluster.service.here.obstacles() == {"obstacles": {}}
     cluster.free_mb["h3"] = 2047
     assert "h3: memory" in cluster.refused().cause
 
@@ -225,7 +225,7 @@ def test_whoever_asks_reckons_the_same_needs(cluster: Cluster, free_mb: int, fit
     cluster.libvirt.definitions["u2"] = xml
     cluster.free_mb["h3"] = free_mb
     ctx = cluster.service._ctx
-    evacuation = cluster.service.obstacles_here()["obstacles"].get("vm1", "")
+    evacuation = cluster.service.here.obstacles()["obstacles"].get("vm1", "")
     enable = refused_with(lambda: choose_host(ctx, cast(Any, RunningVm(cluster.libvirt)), "h3"))
     report = Checks(ctx, cluster.service, cast(Any, None)).vm_here("u2", for_ft=True)
     check = " ".join(each["text"] for each in report["findings"] if each["code"] == "FTKVM-404")
@@ -267,9 +267,9 @@ def test_a_host_without_room_for_a_whole_copy_takes_none(cluster: Cluster, tmp_p
     cluster.room["h3"] = {str(tmp_path): None}
     assert f"h3: disk-room (there is no directory {tmp_path})" in cluster.refused().cause
     cluster.room["h3"] = {str(tmp_path): {"device": 7, "free_bytes": 1 << 30}}
-    assert cluster.service.obstacles_here() == {"obstacles": {}}
+    assert cluster.service.here.obstacles() == {"obstacles": {}}
     del cluster.room["h3"]
-    assert cluster.service.obstacles_here() == {"obstacles": {}}
+    assert cluster.service.here.obstacles() == {"obstacles": {}}
 
 
 def test_room_is_named_only_if_it_is_all_that_a_host_lacks() -> None:
@@ -288,7 +288,7 @@ def test_two_pairs_do_not_both_count_on_the_same_room(cluster: Cluster) -> None:
     cluster.free_mb["h3"] = 4095
     assert cluster.refused().text.endswith("vm2")
     cluster.free_mb["h3"] = 4096
-    assert cluster.service.obstacles_here() == {"obstacles": {}}
+    assert cluster.service.here.obstacles() == {"obstacles": {}}
 
 
 def test_a_vm_with_ft_on_that_has_no_pair_is_not_moved(cluster: Cluster) -> None:

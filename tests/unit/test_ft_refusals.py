@@ -70,7 +70,7 @@ def test_a_vm_with_ft_stays_in_the_cluster(service: Service) -> None:
 def test_a_host_with_a_copy_stays_in_the_cluster(service: Service, peers: MadeUpPeers, role: str) -> None:
     peers.running.append({"uuid": "u1", "name": "vm1", "state": "running", "role": role})
     with pytest.raises(FtkvmError) as caught:
-        service.remove_host("h1", dead=False)
+        service.hosts.remove("h1", dead=False)
     assert caught.value.code == "FTKVM-214"
     assert "vm1" in caught.value.text
     assert "h1" in service.vms._ctx.cluster.hosts()
@@ -87,14 +87,14 @@ class OnlyTheSecondary:
 
 
 OPERATIONS: dict[str, Callable[[Service], Json]] = {
-    "enable": lambda service: service.enable_here("u1", None),
-    "disable": lambda service: service.turn_off_here("u1", disable=True),
-    "turn off": lambda service: service.turn_off_here("u1"),
-    "test failover": lambda service: service.test_here("u1", "failover"),
-    "test restart-secondary": lambda service: service.test_here("u1", "restart-secondary"),
-    "move secondary": lambda service: service.move_secondary_here("u1", None),
-    "migrate": lambda service: service.migrate_here("u1", None),
-    "stop": lambda service: service.stop_here("u1", force=True, timeout_s=1.0),
+    "enable": lambda service: service.here.enable("u1", None),
+    "disable": lambda service: service.here.turn_off("u1", disable=True),
+    "turn off": lambda service: service.here.turn_off("u1"),
+    "test failover": lambda service: service.here.test("u1", "failover"),
+    "test restart-secondary": lambda service: service.here.test("u1", "restart-secondary"),
+    "move secondary": lambda service: service.here.move_secondary("u1", None),
+    "migrate": lambda service: service.here.migrate("u1", None),
+    "stop": lambda service: service.here.stop("u1", force=True, timeout_s=1.0),
 }
 
 

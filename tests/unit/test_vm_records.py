@@ -123,10 +123,10 @@ def test_a_host_is_not_empty_while_it_runs_a_vm_whose_record_is_damaged(host: Ho
     operations = Operations("h1", host.ctx.workers, tmp_path / "operations")
     (tmp_path / "operations").mkdir(exist_ok=True)
     service = Service(host.ctx, host.vms, operations)
-    assert ended(service, str(service.evacuate_here()["id"]))["state"] == "done"
+    assert ended(service, str(service.here.evacuate()["id"]))["state"] == "done"
     host.datastore.replace_text("vms/u1/record/0000001.json", "{")
     host.libvirt.running = [Domain("u1", "vm1", active=True, state="running"), Domain("u8", "alien", active=True)]
-    found = ended(service, str(service.evacuate_here()["id"]))
+    found = ended(service, str(service.here.evacuate()["id"]))
     assert found["state"] == "failed"
     assert found["error"]["code"] == "FTKVM-658"
     assert "vms/u1/record/0000001.json" in found["error"]["cause"] and "alien" not in found["error"]["text"]

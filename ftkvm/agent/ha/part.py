@@ -188,7 +188,7 @@ class HaPart:
 
     def start_here(self, uuid: str, request: Json) -> Json:
         wanted = dict(request)
-        return self._service.start_here(uuid, int(wanted.pop("owner")), **wanted)
+        return self._service.here.start(uuid, int(wanted.pop("owner")), **wanted)
 
     def operation(self, name: str) -> Json:
         return self._service.operation(name)
