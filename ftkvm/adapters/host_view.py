@@ -11,8 +11,10 @@ import psutil
 from ftkvm.adapters import kvm_probe
 from ftkvm.adapters.kvm_probe import Probe
 from ftkvm.core import clock as clocks
+from ftkvm.core import mount as mounts
 from ftkvm.core.checks.cpu import GROUPS, Cpu, Group, group_of, parse, read_groups
 from ftkvm.core.clock import Clock
+from ftkvm.core.mount import Mount
 
 GROUPS_FILE = Path("/etc/ftkvm/processors.toml")
 _FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
@@ -61,6 +63,17 @@ def look(addresses: Mapping[str, str], kvm: Probe) -> dict[str, Any]:
         "links": links(addresses),
         "clock": asdict(own_clock()),
     }
+
+
+def own_mount(path: Path, proc: Path = Path("/proc")) -> Mount | None:
+    """The mount that ``path`` lies on; None if the kernel does not tell.
+
+    ``path`` itself, which may hang, is not touched.
+    """
+    try:
+        return mounts.parse((proc / "mounts").read_text(), str(path))
+    except OSError:
+        return None
 
 
 def own_clock(timeout_s: float = 3.0) -> Clock:

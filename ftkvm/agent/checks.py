@@ -4,7 +4,7 @@ The checks are those that enable, power-on and placement ask, so what is said he
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from ftkvm import __version__
 from ftkvm.adapters import host_view, kvm_probe
@@ -107,12 +107,13 @@ class Checks:
         except ValueError as error:
             path = str(host_view.GROUPS_FILE)
             raise FtkvmError("FTKVM-238", host=self._ctx.host, path=path, detail=str(error)) from error
-        trouble = health.get("error")
+        trouble, mount = health.get("error"), host_view.own_mount(config.datastore)
         security = self._ctx.extras.get("security")
         others = [name for name in self._ctx.cluster.current().hosts if name != self._ctx.host]
         return {
             **seen,
             "name": self._ctx.host,
+            "mount": asdict(mount) if mount is not None else None,
             "qemu": _numbers(health.get("qemu")),
             "libvirt": _numbers(health.get("libvirt")),
             "ftkvm": __version__,

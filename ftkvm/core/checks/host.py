@@ -6,9 +6,11 @@ from enum import StrEnum
 from typing import Any
 
 from ftkvm.core import clock as clocks
+from ftkvm.core import mount as mounts
 from ftkvm.core.checks.cpu import Cpu
 from ftkvm.core.checks.model import Check, Finding, Severity
 from ftkvm.core.clock import Clock
+from ftkvm.core.mount import Mount
 from ftkvm.core.trust import ALARM_DAYS
 from ftkvm.core.versions import too_old
 
@@ -111,6 +113,8 @@ class HostView:
     """By network: the hosts that answer a small frame there, and none as large as the NIC's MTU."""
     clock: Clock | None = None
     """None: the host did not say."""
+    mount: Mount | None = None
+    """What the datastore lies on. None: the host did not say."""
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], *, maintenance: bool, emulation: bool) -> "HostView":
@@ -136,6 +140,7 @@ class HostView:
             emulation,
             {kind: tuple(hosts) for kind, hosts in document.get("frames_lost", {}).items()},
             Clock(**document["clock"]) if document.get("clock") else None,
+            Mount(**document["mount"]) if document.get("mount") else None,
         )
 
 
@@ -240,9 +245,14 @@ def _clock(host: HostView) -> Iterator[Finding]:
     yield from clocks.judge(host.clock)
 
 
+def _mount(host: HostView) -> Iterator[Finding]:
+    yield from mounts.judge(host.mount)
+
+
 CHECKS: tuple[Check[HostView], ...] = (
     Check("active", "it is not in maintenance", _active),
     Check("health", "agent, libvirt and datastore work", _health),
+    Check("mount", "the datastore's mount keeps link() and locks honest", _mount),
     Check("ft-copies", "not too many FT VMs", _ft_copies),
     Check("certificate", "its certificate counts, and for long enough", _certificate),
     Check("versions", "QEMU and libvirt are new enough", _versions),
