@@ -1,12 +1,13 @@
 """What is shown of a pair: its state, why, what it costs, and what gives protection up."""
 
+from dataclasses import replace
 from typing import Any
 
 from ..core.channels import Encryption
 from ..core.facts import FtSettings
 from ..core.ft_settings import effective
 from ..core.lockstep import colour
-from ..core.pair import Observation, Role, Winner
+from ..core.pair import Observation, Operation, OperationPhase, Role, Winner
 from ..core.states import view
 from ..core.trouble import is_mute
 from .copy_usage import CopyUsage
@@ -17,9 +18,8 @@ from .records import PairDoc
 
 def status_row(worker: PairWorker, refusal: str | None, wanted: Encryption) -> dict[str, Any]:
     """What `ftkvm status` shows of a pair whose main copy is here. ``refusal``: why it could not be protected again."""
-    observation = worker.observation
-    assert observation is not None
     records = worker.poller.snapshot()
+    observation = _seen(worker, records.ft_enabled)
     row = view(observation, worker.settings)
     protected = row.state == "protected"
     decided = isinstance(observation.winner, Winner)
@@ -61,6 +61,16 @@ def status_row(worker: PairWorker, refusal: str | None, wanted: Encryption) -> d
     }
 
 
+def _seen(worker: PairWorker, ft_enabled: bool) -> Observation:
+    """The last observation; during an operation none is made, so one from before does not know of it."""
+    observation = worker.observation
+    assert observation is not None
+    if worker.operation_name is None:
+        return observation
+    operation = Operation(worker.operation_name, OperationPhase.PREPARING)
+    return replace(observation, operation=operation, ft_enabled=ft_enabled)
+
+
 def _warnings(ft_settings: dict[str, Any]) -> list[str]:
     """What an operator has chosen that gives protection up."""
     if effective(ft_settings)["ft.uncompared_frames"] == "allow":
@@ -85,6 +95,3 @@ def _mute(observation: Observation, settings: FtSettings) -> list[str]:
         f"the secondary's guest has sent nothing for {silence.ms // 1000} s, so every answer waits for a checkpoint; "
         f"another one is made in {observation.patience_ms // 1000} s"
     ]
-
-
-__all__ = ["status_row"]

@@ -1,6 +1,7 @@
 """An operator's seat in the lab for tests: bare hosts of their own, a datastore directory and a cluster, beside the
 lab's main hosts, which are not touched."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -231,9 +232,12 @@ class Seat:
         return self.datastore / ".ftkvm/ft" / str(self.vm(name)["uuid"])
 
     def state(self) -> dict[str, object]:
-        """All that a refused command must leave as it was: files on the datastore, domains, hosts' files."""
+        """All that a refused command must leave as it was, byte for byte: the datastore, domains, hosts' files.
+
+        A guest that writes to its disk meanwhile would be seen as well: those here have none, or are idle.
+        """
         files = {
-            str(path.relative_to(self.datastore)): path.stat().st_size
+            str(path.relative_to(self.datastore)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in self.datastore.rglob("*")
             if path.is_file() and not HOUSEKEEPING & set(path.parts) and not path.name.startswith(".")
         }
@@ -267,7 +271,8 @@ def seated(directory: Path, *hosts: str) -> Iterator[Seat]:
 
 def _host_state(host: Host) -> str:
     script = (
-        "virsh list --all --uuid | sort; for u in $(virsh list --uuid); do virsh domblklist $u; done;"
+        "virsh list --all --uuid | sort; for u in $(virsh list --all --uuid); do virsh dumpxml $u; done;"
+        " for u in $(virsh list --uuid); do virsh dumpxml --inactive $u; done;"
         " find /etc/ftkvm /opt/ftkvm /etc/systemd/system -type f -not -name '*.pyc' 2>/dev/null | sort"
         " | xargs -r sha256sum"
     )
