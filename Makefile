@@ -40,10 +40,10 @@ check: $(VENV)/ready ## format, lint, types, and the tests that need no lab
 # machine's mood as well: what failed is run a second time, in full sight.
 PROMISES := tests/lab/test_demo.py tests/lab/test_ft.py
 OTHERS := $(PYTHON) -m pytest -q -m lab $(PROMISES:%=--ignore=%) --ignore=tests/lab/test_power.py
-# Of the first three `make test` takes a sample; the last five, one to five minutes each, it leaves to `make long`.
+# Of some of these `make test` takes a sample; those that are `long` as a whole, one to five minutes each, it leaves to `make long`.
 LONG := tests/lab/test_plans_disturbed.py tests/lab/test_shapes.py tests/lab/test_write_back.py tests/lab/test_power.py \
         tests/lab/test_disks.py tests/lab/test_maintenance.py tests/lab/test_refusals.py tests/lab/test_host_preparation.py \
-        tests/lab/test_early_enable.py tests/lab/test_upgrade_room.py
+        tests/lab/test_early_enable.py tests/lab/test_upgrade_room.py tests/lab/test_limits.py
 
 test: setup tools check ## all of check, then the lab's tests on real hosts
 	$(PYTHON) -m pytest -q -m lab $(PROMISES)
