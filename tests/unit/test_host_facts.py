@@ -1,5 +1,6 @@
 """The facts' parsers on what real systems answered (tests/fixtures/hosts/README.md says where each comes from)."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,9 +11,13 @@ from ftkvm.core import clock
 from ftkvm.core.clock import Clock
 from hostprep import facts
 from hostprep.package import Package
-from hostprep.plan import Wish, require
+from hostprep.plan import Wish, require, require_place
 
 HOSTS = Path(__file__).parents[1] / "fixtures/hosts"
+
+
+TOOLS = ("sh", "cat", "ls", "grep", "tail", "ip", "findmnt", "timeout", "dd", "rm", "sha256sum", "systemctl")
+"""What the script may use on a system that has neither dpkg nor QEMU."""
 
 
 def recorded(system: str, fact: str) -> str:
@@ -42,6 +47,7 @@ def test_systems_are_recognised_and_those_we_do_not_prepare_are_named(system: st
 
 @pytest.mark.parametrize(("system", "package", "version"), [
     ("debian12", "nftables", "1.0.6-2+deb12u2"), ("debian13", "python3-libvirt", "11.3.0-1"),
+    ("ubuntu2404", "nftables", "1.0.9-1build1"),
 ])  # fmt: skip
 def test_packages(system: str, package: str, version: str) -> None:
     assert facts.parse_packages(recorded(system, "packages"))[package] == version
@@ -54,7 +60,46 @@ def test_addresses_and_links() -> None:
     assert set(found["mgmt0"].addresses) <= set(facts.parse_addresses(recorded("debian13", "addresses")))
 
 
+@pytest.mark.parametrize(("system", "name", "bridge", "point", "watchdog"), [
+    ("debian12", "debian 12", "br-vm", "/", False), ("debian13", "debian 13", "br-vm", "/srv/ftkvm", True),
+])  # fmt: skip
+def test_the_whole_answer(system: str, name: str, bridge: str, point: str, watchdog: bool) -> None:
+    found = facts.parse(recorded(system, "script"))
+    assert (found.system_id, found.bridges, found.mount_point) == (name, (bridge,), point)
+    assert found.links["vm0"].master == bridge and found.addresses and found.datastore_status == "ok"
+    assert ("/dev/watchdog" in found.devices) is watchdog and "/dev/net/tun" in found.devices
+    assert set(found.digests) == {"/etc/hostname", "/etc/os-release"}, "the file that is not there has none"
+    assert {active for _enabled, active in found.units.values()} <= {"inactive"}
+    assert (found.manifest, found.strangers, found.configuration) == ("", (), "")
+
+
+def test_ubuntus_links() -> None:
+    (nic,) = (link for name, link in facts.parse_links(recorded("ubuntu2404", "links")).items() if name != "lo")
+    assert nic == facts.Link("", ("192.168.2.150/24",), "00:0c:29:cd:d6:f1", 1500, True)
+    assert facts.parse_addresses(recorded("ubuntu2404", "links")) == nic.addresses
+
+
+def test_a_system_without_dpkg_is_refused_by_its_name(tmp_path: Path) -> None:
+    """The script as a RHEL would run it: no dpkg, no qemu-system-x86_64, no libvirtd."""
+    tools, text = tmp_path / "bin", facts.script(str(tmp_path), ["/etc/hostname"])
+    tools.mkdir()
+    for name in TOOLS:
+        (tools / name).symlink_to(shutil.which(name) or f"/nowhere/{name}")
+    text = text.replace("/etc/os-release", str(HOSTS / "almalinux9/os"))
+    done = subprocess.run(
+        ["/bin/sh", "-s"], input=text, capture_output=True, text=True, timeout=60, env={"PATH": str(tools)}
+    )
+    found = facts.parse(done.stdout)
+    assert (found.packages, found.qemu, found.libvirt) == ({}, (), ())
+    with pytest.raises(FtkvmError) as caught:
+        require_place(found, "h1")
+    assert (caught.value.code, "AlmaLinux 9.2" in caught.value.text) == ("FTKVM-206", True)
+
+
 def test_versions() -> None:
+    assert facts.parse_version(recorded("ubuntu2404", "qemu")) == (8, 2, 2)
+    assert facts.parse_version(recorded("ubuntu2404", "libvirt")) == (10, 0, 0)
+    assert facts.parse_version(recorded("rocky9", "qemu-kvm")) == (7, 2, 0)
     assert facts.parse_version(recorded("debian13", "qemu")) >= (11, 1)
     assert facts.parse_version(recorded("debian13", "libvirt")) == (11, 3, 0)
 
