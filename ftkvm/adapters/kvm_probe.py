@@ -28,7 +28,8 @@ _CODE = b"".join([
 ])  # fmt: skip
 _RAN = 0x31 * 2 + 1
 """QEMU's exit status then."""
-_OFF = re.compile(r"disabled by (the )?bios", re.IGNORECASE)
+_OFF = re.compile(r"(\b|_)(kvm|vmx|svm)\b.*\b(disabled|not (fully )?enabled)\b.*\bbios\b", re.IGNORECASE)
+"""The words differ by kernel and maker; "not supported" is none of them: that processor cannot."""
 _VMX_BIT, _SVM_BIT = 5, 2
 
 
@@ -152,8 +153,12 @@ def _leaf(fd: int, number: int) -> bytes:
     return os.pread(fd, 16, number)
 
 
+def says_off(line: str) -> bool:
+    """Whether a line of the kernel's log says that the firmware keeps virtualisation off."""
+    return _OFF.search(line) is not None
+
+
 def _log_says_off() -> bool:
-    """Whether the kernel's log has "disabled by BIOS" of KVM."""
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -161,7 +166,7 @@ def _log_says_off() -> bool:
     try:
         while True:
             line = os.read(fd, 8192).decode(errors="replace")
-            if _OFF.search(line) and re.search(r"kvm|vmx|svm", line, re.IGNORECASE):
+            if says_off(line):
                 return True
     except OSError:  # the end of the log (EAGAIN), or a line that was overwritten
         return False

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftkvm.adapters import kvm_probe
+from ftkvm.catalogue import CATALOGUE
 from ftkvm.core.channels import Channel, Encryption, channels, unprotected
 from ftkvm.core.checks import cluster, host
 from ftkvm.core.checks.cluster import ClusterView, look
@@ -80,6 +81,29 @@ def test_good() -> None:
 ])  # fmt: skip
 def test_four_reasons_why_guests_do_not_run(signs: KvmSigns, state: Kvm) -> None:
     assert judge_kvm(signs)[0] is state
+
+
+@pytest.mark.parametrize(("line", "off"), [
+    # texts of users' reports and of Linux 6.x's sources, published; the numbers before them are made up
+    ("3,1021,4802901,-;kvm: disabled by bios", True),
+    ("4,55,55225,-;x86/cpu: VMX (outside TXT) disabled by BIOS", True),
+    ("3,900,5012345,-;kvm_intel: VMX not enabled (by BIOS) in MSR_IA32_FEAT_CTL on CPU 1", True),
+    ("3,900,5012345,-;kvm_intel: VMX not fully enabled on CPU 1.  Check kernel logs and/or BIOS", True),
+    ("3,900,5012345,-;kvm_amd: SVM disabled (by BIOS) in MSR_VM_CR on CPU 0", True),
+    ("5,200,301000,-;SVM disabled (by BIOS) in MSR_VM_CR", True),
+    ("3,900,5012345,-;kvm_amd: SVM not supported by CPU 1", False),
+    ("3,900,5012345,-;kvm_intel: VMX not supported by CPU 1", False),
+    ("4,56,55300,-;x86/cpu: SGX disabled by BIOS.", False),
+])  # fmt: skip
+def test_what_the_kernel_says_of_a_firmware_that_keeps_it_off(line: str, off: bool) -> None:
+    assert kvm_probe.says_off(line) is off
+
+
+def test_each_of_the_four_has_its_own_code_and_remedy() -> None:
+    """What to do differs: another host, the firmware's setup, `modprobe`, or the host below."""
+    four = (KvmSigns(), KvmSigns(raw=True), KvmSigns(flag=True), KvmSigns(device=True, guest_error="failed"))
+    found = [code for signs in four for code, _severity in codes(replace(GOOD, kvm=signs))]
+    assert len({CATALOGUE[code].remedy for code in found}) == len(set(found)) == len(four)
 
 
 @pytest.mark.parametrize(("changed", "code", "severity"), [

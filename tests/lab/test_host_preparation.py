@@ -115,6 +115,40 @@ def test_what_a_stranger_put_in_our_programs_place_is_left(seat: Seat) -> None:
     host.run(["rm", "-r", "/opt/ftkvm"])
 
 
+KVM_CODES = {"FTKVM-221", "FTKVM-222", "FTKVM-223", "FTKVM-224"}
+WITH_VT_X = """
+from ftkvm.adapters.kvm_probe import of_this_host, signs
+from ftkvm.core.checks.host import judge_kvm
+print(judge_kvm(signs(frozenset({"vmx"}), of_this_host(), 30.0))[0])
+"""
+
+
+def test_why_its_processor_runs_no_guests(seat: Seat) -> None:
+    """On this machine's true facts where it has them: no VT-x, a /dev/kvm that opens. Off in the firmware is not to be
+    had here; a processor with VT-x is only said to be one."""
+    host = seat.hosts[0]
+    if host.succeeds(["grep", "-qwE", "vmx|svm", "/proc/cpuinfo"]):
+        return
+
+    def found() -> set[str]:
+        return {each["code"] for each in seat.run("check", "host", host.name).out["findings"]} & KVM_CODES
+
+    def with_vt_x() -> str:
+        return host.run(["env", "PYTHONPATH=/opt/ftkvm", "python3", "-c", WITH_VT_X]).strip()
+
+    deadline = time.monotonic() + 40
+    while (there := found()) != {"FTKVM-224"} and time.monotonic() < deadline:
+        time.sleep(1)
+    assert (there, with_vt_x()) == ({"FTKVM-224"}, "cannot-run")
+    move = "touch {1} && mount --bind {0} {1} && umount {0} && rm {0}"  # it is a mount, in a container
+    host.run(["sh", "-c", move.format("/dev/kvm", "/dev/kvm.away")])
+    try:
+        assert (found(), with_vt_x()) == ({"FTKVM-221"}, "module-missing")
+    finally:
+        host.run(["sh", "-c", move.format("/dev/kvm.away", "/dev/kvm")])
+    assert found() == {"FTKVM-224"}
+
+
 @pytest.fixture
 def nameless(seat: Seat) -> Iterator[Host]:
     """The second host, whose FT NIC has no address."""
