@@ -66,7 +66,10 @@ class Probe:
         return self._error
 
     def _try(self) -> None:
-        error = self._run()
+        try:
+            error = self._run()
+        except OSError as failed:  # no room for its ROM
+            error = f"a guest could not be tried: {failed}"
         with self._lock:
             self._error, self._known_at_s, self._running = error, time.monotonic(), None
 

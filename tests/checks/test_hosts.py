@@ -281,6 +281,13 @@ def test_a_qemu_that_is_not_there_says_so() -> None:
     assert "No such file" in kvm_probe.run_guest("kvm", kvm_probe.Limits(), "/nowhere/qemu")
 
 
+def test_a_host_without_room_for_the_guest_says_so() -> None:
+    def run() -> str:
+        raise OSError(28, "No space left on device")
+
+    assert "No space left" in str(kvm_probe.Probe(run).error(10))
+
+
 def test_the_guest_is_run_beside_who_asks_and_remembered() -> None:
     """Who asks waits no longer than he says; afterwards the answer is there at once, until it is old."""
     go_on, runs = threading.Event(), []

@@ -269,6 +269,16 @@ def seated(directory: Path, *hosts: str) -> Iterator[Seat]:
         made.down()
 
 
+@contextmanager
+def joined(directory: Path, *hosts: str) -> Iterator[Seat]:
+    """A seat as :func:`seated`, its hosts in the cluster and well."""
+    with seated(directory, *hosts) as made:
+        for host in made.hosts:
+            assert made.add_host(host).status == 0
+        made.wait_hosts()
+        yield made
+
+
 def _host_state(host: Host) -> str:
     script = (
         "virsh list --all --uuid | sort; for u in $(virsh list --all --uuid); do virsh dumpxml $u; done;"

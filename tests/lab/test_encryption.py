@@ -15,7 +15,7 @@ from ftkvm.lab.client import CounterClient, LedgerClient, wait_for_guest
 from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.system import wait_for
 
-from .seat import Seat, seated
+from .seat import Seat, joined
 
 pytestmark = pytest.mark.lab
 
@@ -26,10 +26,7 @@ RECORDS = 100
 
 @pytest.fixture(scope="module")
 def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
-    with seated(tmp_path_factory.mktemp("seat"), "host21", "host22") as made:
-        for host in made.hosts:
-            assert made.add_host(host).status == 0
-        made.wait_hosts()
+    with joined(tmp_path_factory.mktemp("seat"), "host21", "host22") as made:
         yield made
 
 

@@ -12,7 +12,7 @@ from ftkvm.core.checks.cluster import LEAST_HOSTS
 from ftkvm.core.checks.domain import MOST_DISKS
 from ftkvm.core.checks.host import MOST_FT_COPIES
 
-from .seat import Seat, seated
+from .seat import Seat, joined
 
 pytestmark = pytest.mark.lab
 
@@ -21,10 +21,7 @@ PROTECT_S = 60.0
 
 @pytest.fixture(scope="module")
 def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
-    with seated(tmp_path_factory.mktemp("seat"), "host64", "host65") as made:
-        for host in made.hosts:
-            assert made.add_host(host).status == 0
-        made.wait_hosts()
+    with joined(tmp_path_factory.mktemp("seat"), "host64", "host65") as made:
         yield made
 
 

@@ -10,7 +10,7 @@ from ftkvm.lab import trials
 from ftkvm.lab.client import CONTROL, ask, wait_for_guest
 from ftkvm.lab.guest.domain import Guest
 
-from .seat import Seat, seated
+from .seat import Seat, joined
 
 pytestmark = pytest.mark.lab
 
@@ -26,10 +26,7 @@ STARTING, NEED_SECONDARY, DISABLED, NOT_RUNNING = (
 
 @pytest.fixture(scope="module")
 def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
-    with seated(tmp_path_factory.mktemp("seat"), "host23", "host24", "host25") as made:
-        for host in made.hosts:
-            assert made.add_host(host).status == 0
-        made.wait_hosts()
+    with joined(tmp_path_factory.mktemp("seat"), "host23", "host24", "host25") as made:
         yield made
 
 
