@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..adapters.pki import write_private
 from ..catalogue import FtkvmError
+from ..engine.credentials import file_text
 from ..engine.primary import Endpoints, HoldSockets
 from ..engine.shape import Shape
 from . import monitors
@@ -78,7 +79,7 @@ def start(
     )
     try:
         if key:
-            write_private(key_path, key.encode())
+            write_private(key_path, file_text(key).encode())
         systemctl("start", unit(vm.uuid), timeout_s=START_TIMEOUT_S)
     except RuntimeError as error:
         raise FtkvmError("FTKVM-514", vm=vm.name, detail=error) from error

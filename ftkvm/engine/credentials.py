@@ -18,16 +18,20 @@ KEY_FILE = "keys.psk"
 
 
 def file_text(key: str) -> str:
-    """What stands in the key's file. ``key``: hexadecimal."""
+    """What stands in the key's file, of QEMU and of the hold proxy. ``key``: hexadecimal."""
     return f"{USER}:{key}\n"
+
+
+def key_object(directory: Path, end: Literal["client", "server"]) -> dict[str, str]:
+    """The arguments of ``object-add`` that have QEMU take the key from the file in ``directory``."""
+    who = {"username": USER} if end == "client" else {}
+    return {"qom-type": "tls-creds-psk", "id": CREDENTIALS, "dir": str(directory), "endpoint": end, **who}
 
 
 def add(monitor: MonitorPort, directory: Path, end: Literal["client", "server"]) -> None:
     """Have QEMU take the key from the file in ``directory``; one of an earlier epoch goes first."""
     remove(monitor)
-    who = {"username": USER} if end == "client" else {}
-    key = {"qom-type": "tls-creds-psk", "id": CREDENTIALS, "dir": str(directory), "endpoint": end}
-    monitor.execute("object-add", key | who)
+    monitor.execute("object-add", key_object(directory, end))
 
 
 def option(encrypted: bool) -> dict[str, str]:
@@ -39,4 +43,4 @@ def remove(monitor: MonitorPort) -> None:
     """Forget the key. Channels that are open go on; the next migration of this QEMU would else ask for TLS."""
     if CREDENTIALS in graph.objects(monitor):
         monitor.execute("migrate-set-parameters", {"tls-creds": ""})
-        graph.delete_object(monitor, CREDENTIALS)
+        monitor.execute("object-del", {"id": CREDENTIALS})

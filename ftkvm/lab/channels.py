@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkvm.agent.channel import shut_down_after
-from ftkvm.engine.credentials import KEY_FILE, USER, file_text
+from ftkvm.engine.credentials import KEY_FILE, file_text, key_object, option
 from ftkvm.lab import lab, names
 from ftkvm.lab.monitor import Qmp, until
 
@@ -65,9 +65,9 @@ def measure(directory: Path, *, tls: bool) -> dict[str, Any]:
         qemu(directory, "primary", incoming=False) as (here, _process),
     ):
         if tls:
-            for monitor, end in ((here, "client"), (there, "server")):
-                _add_key(monitor, directory, end)
-        with_tls: dict[str, Any] = {"tls-creds": "tls"} if tls else {}
+            here("object-add", key_object(directory, "client"))
+            there("object-add", key_object(directory, "server"))
+        with_tls = option(tls)
         figures: dict[str, Any] = {"tls": tls, "disk_mb_per_s": round(DISK_MIB / _mirror(here, there, with_tls))}
         _packets(here, there, with_tls)
         figures["memory_mb_per_s"] = round(RAM_MIB / _copy(here, there, with_tls))
@@ -83,11 +83,6 @@ def measure(directory: Path, *, tls: bool) -> dict[str, Any]:
         return figures
 
 
-def _add_key(monitor: Qmp, directory: Path, end: str) -> None:
-    key = {"qom-type": "tls-creds-psk", "id": "tls", "dir": str(directory), "endpoint": end}
-    monitor("object-add", key | ({"username": USER} if end == "client" else {}))
-
-
 def unanswered(directory: Path, deadline_s: float) -> float:
     """For how many seconds a peer that takes the connection and never answers the handshake stops QEMU's main loop.
 
@@ -95,8 +90,8 @@ def unanswered(directory: Path, deadline_s: float) -> float:
     """
     (directory / KEY_FILE).write_text(file_text(os.urandom(32).hex()))
     with qemu(directory, "primary", incoming=False) as (here, _process):
-        _add_key(here, directory, "client")
-        here("migrate-set-parameters", {"tls-creds": "tls"})
+        here("object-add", key_object(directory, "client"))
+        here("migrate-set-parameters", option(True))
         with socket.create_server((_ADDRESS, 0)) as listener, socket.create_connection(listener.getsockname()) as out:
             here("getfd", {"fdname": "out"}, fd=out.fileno())
             begun = time.monotonic()
