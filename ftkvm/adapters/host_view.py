@@ -47,13 +47,13 @@ KVM_WAIT_S = 3.0
 """A host on which KVM works is known after half a second; where it is broken, mostly after 2.5 s."""
 
 
-def look(addresses: Mapping[str, str], kvm: Probe) -> dict[str, Any]:
+def look(addresses: Mapping[str, str], datastore: Path, kvm: Probe) -> dict[str, Any]:
     """The host's own part of :class:`ftkvm.core.checks.host.HostView`, as JSON. ``addresses``: by network.
 
     :raises ValueError: the operator's groups file is not understood
     """
     cpu = own_cpu()
-    group = group_of(cpu, groups())
+    group, mount = group_of(cpu, groups()), own_mount(datastore)
     return {
         "cpu": {**asdict(cpu), "flags": sorted(cpu.flags)},
         "cpu_group": group.name if group else "",
@@ -61,6 +61,7 @@ def look(addresses: Mapping[str, str], kvm: Probe) -> dict[str, Any]:
         "mhz": own_mhz(),
         "governor": _text(_FREQUENCY / "scaling_governor"),
         "links": links(addresses),
+        "mount": asdict(mount) if mount is not None else None,
         "clock": asdict(own_clock()),
     }
 

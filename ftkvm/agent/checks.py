@@ -4,7 +4,7 @@ The checks are those that enable, power-on and placement ask, so what is said he
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from ftkvm import __version__
 from ftkvm.adapters import host_view, kvm_probe
@@ -103,17 +103,16 @@ class Checks:
         config, health = self._ctx.config, self._health.current()
         addresses = {"management": config.management, "ft": config.ft, "migration": config.migration}
         try:
-            seen = host_view.look(addresses, self._kvm)
+            seen = host_view.look(addresses, config.datastore, self._kvm)
         except ValueError as error:
             path = str(host_view.GROUPS_FILE)
             raise FtkvmError("FTKVM-238", host=self._ctx.host, path=path, detail=str(error)) from error
-        trouble, mount = health.get("error"), host_view.own_mount(config.datastore)
+        trouble = health.get("error")
         security = self._ctx.extras.get("security")
         others = [name for name in self._ctx.cluster.current().hosts if name != self._ctx.host]
         return {
             **seen,
             "name": self._ctx.host,
-            "mount": asdict(mount) if mount is not None else None,
             "qemu": _numbers(health.get("qemu")),
             "libvirt": _numbers(health.get("libvirt")),
             "ftkvm": __version__,

@@ -16,7 +16,8 @@ from ftkvm.core.ha.settings import in_force
 from ftkvm.ports import Json
 
 log = logging.getLogger(__name__)
-_HAND_OVER_TIMEOUT_S = 15.0
+HAND_OVER_TIMEOUT_S = 15.0
+"""In which the agent that an operation is handed to has checked it and begun."""
 
 
 class Hosts:
@@ -107,11 +108,11 @@ class Hosts:
             publish(self._ctx, config, hosts={**config.hosts, name: replace(entry, maintenance=on)})
         if not on:
             return {"host": name, "maintenance": False}
-        return self._ctx.peers.call(name, "POST", "/v1/local/evacuate", {}, _HAND_OVER_TIMEOUT_S)
+        return self._ctx.peers.call(name, "POST", "/v1/local/evacuate", {}, HAND_OVER_TIMEOUT_S)
 
     def _require_evacuable(self, name: str) -> None:
         try:
-            found = self._ctx.peers.call(name, "GET", "/v1/local/evacuation", None, _HAND_OVER_TIMEOUT_S)["obstacles"]
+            found = self._ctx.peers.call(name, "GET", "/v1/local/evacuation", None, HAND_OVER_TIMEOUT_S)["obstacles"]
         except FtkvmError as error:
             if error.code != "FTKVM-901":
                 raise

@@ -7,15 +7,13 @@ from ftkvm.agent.admission import Admission
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.failovers import history_of
 from ftkvm.agent.gather import gather
-from ftkvm.agent.hosts import Hosts
+from ftkvm.agent.hosts import HAND_OVER_TIMEOUT_S, Hosts
 from ftkvm.agent.local_operations import LocalOperations, cut_off
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.vms import VmRecord, Vms
 from ftkvm.catalogue import FtkvmError
 from ftkvm.core.states import FtReason, FtState, StateRow, row_of
 from ftkvm.ports import CorruptFile, DatastoreError, Json
-
-_HAND_OVER_TIMEOUT_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ class Service:
         target = host or self.vms.home(record, cold_winner) or self.admission.place(record, self._well(), places)
         self.admission.require_start(record, target, places)
         body = {"owner": number, "cold_epoch": cold_epoch, "cold_winner": cold_winner}
-        return self._ctx.peers.call(target, "POST", f"/v1/local/vms/{record.uuid}/start", body, _HAND_OVER_TIMEOUT_S)
+        return self._ctx.peers.call(target, "POST", f"/v1/local/vms/{record.uuid}/start", body, HAND_OVER_TIMEOUT_S)
 
     def stop(self, name: str, *, force: bool, timeout_s: float) -> Json:
         """Shut a VM down, or switch it off; returns the operation.
@@ -255,7 +253,7 @@ class Service:
             if not also_off:
                 raise FtkvmError("FTKVM-102", vm=record.name)
         target = main[0] if main else self._home(record) or self._ctx.host
-        return self._ctx.peers.call(target, "POST", f"/v1/local/vms/{record.uuid}/{action}", body, _HAND_OVER_TIMEOUT_S)
+        return self._ctx.peers.call(target, "POST", f"/v1/local/vms/{record.uuid}/{action}", body, HAND_OVER_TIMEOUT_S)
 
     def _home(self, record: VmRecord) -> str | None:
         """The host that has the disks of a VM that is off, if it is only one; an undecided epoch's primary has them."""

@@ -44,9 +44,10 @@ def run_seed(
     ``pairs``: so many of its VMs are protected, each with its secondary on the host after its own. A given ``shape``
     has none unless that is said.
     """
-    if pairs is None:
-        pairs = 0 if shape else pairs_of(seed, shape_of(seed))
+    drawn = shape is None
     shape = shape or shape_of(seed)
+    if pairs is None:
+        pairs = pairs_of(seed, shape) if drawn else 0
     faults = draw(seed, shape) + draw_for_pairs(seed, shape, pairs) if script is None else script
     world = World(seed, shape, machine)
     world.storage.files.cas = cas
