@@ -21,6 +21,7 @@ from .figures import failover_times
 from .pair_worker import PairWorker
 from .placing import choose_host
 from .records import PairDoc
+from .storage import patiently
 
 if TYPE_CHECKING:
     from .pair_manager import PairManager
@@ -283,4 +284,4 @@ class PairLife:
         return self._run(work, "read datastore")
 
     def _run(self, work: Callable[[], T], what: str) -> T:
-        return self._ctx.workers.run(work, 10.0, what)
+        return patiently(self._ctx, work, what)

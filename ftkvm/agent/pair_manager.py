@@ -29,6 +29,7 @@ from .placing import choose_host
 from .re_protection import ReProtection
 from .records import PairDoc, PairStore
 from .recovery import inherit, recover
+from .storage import patiently
 from .turn_off import turn_off, turn_off_stopped
 
 log = logging.getLogger(__name__)
@@ -430,7 +431,7 @@ class PairManager:
         return encryption(self.ctx.cluster.current().settings)
 
     def _run(self, work: Callable[[], Any], what: str) -> Any:
-        return self.ctx.workers.run(work, 10.0, what)
+        return patiently(self.ctx, work, what)
 
     def _read(self, work: Callable[[], Any]) -> Any:
         return self._run(work, "read datastore")

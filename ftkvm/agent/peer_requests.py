@@ -1,7 +1,7 @@
 """What the agents of other hosts ask of this one about pairs: to start a secondary, to tell of it, to end it."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from .pair_secondary import prepare
 from .pair_worker import PairWorker
 from .placing import own_facts
 from .records import PairStore
+from .storage import patiently
 
 if TYPE_CHECKING:
     from .pair_manager import PairManager
@@ -43,7 +44,7 @@ class PeerRequests:
 
     def room(self, directories: Sequence[str], stale: Sequence[str]) -> dict[str, Any]:
         """What is free here for whole copies; see :func:`ftkvm.agent.own_images.room`."""
-        found = self._run(lambda: room(directories, stale), "room of directories")
+        found = patiently(self._ctx, lambda: room(directories, stale), "room of directories")
         return {"room": {name: each and asdict(each) for name, each in found.items()}}
 
     def copy(self, uuid: str) -> dict[str, Any]:
@@ -94,23 +95,20 @@ class PeerRequests:
         """Images of a secondary that will never go live; its QEMU is gone (libvirt may not have noticed yet)."""
         if copied:
             store = PairStore(self._ctx.datastore, uuid)
-            gone = self._run(lambda: remove_lost(store, self._ctx.host, epoch, copied), "remove images")
+            gone = patiently(self._ctx, lambda: remove_lost(store, self._ctx.host, epoch, copied), "remove images")
             log.info("%s: removed %s", uuid, ", ".join(gone) or "nothing")
 
     def _may_be_ended(self, worker: PairWorker, spec: PairSpec, reason: str) -> bool:
         try:
-            winner = self._run(lambda: worker.store.winner(spec.epoch), "read winner")
+            winner = patiently(self._ctx, lambda: worker.store.winner(spec.epoch), "read winner")
             if isinstance(winner, Winner):
                 return winner.host != self._ctx.host
-            recorded = self._run(lambda: worker.store.pair(spec.epoch), "read pair record") is not None
+            recorded = patiently(self._ctx, lambda: worker.store.pair(spec.epoch), "read pair record") is not None
         except FtkvmError as error:
             log.warning("%s: %s; taking the peer's word", worker.name, error)
             return reason != Reason.ABANDONED
         never_whole = worker.vm.observe().state is QemuState.SECONDARY_LOADING
         return reason == Reason.ABANDONED and spec.role == "secondary" and (never_whole or not recorded)
-
-    def _run(self, work: Callable[[], Any], what: str) -> Any:
-        return self._ctx.workers.run(work, 10.0, what)
 
 
 __all__ = ["PeerRequests"]

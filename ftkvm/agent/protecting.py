@@ -1,25 +1,21 @@
 """One run of the protect plan on a pair: with what it is run, and what is taken back when it fails."""
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 from ..catalogue import FtkvmError
 from ..core.ft_settings import effective
 from ..core.ha.settings import encryption
 from ..core.reasons import Reason
 from ..ports import Progress
-from .context import AgentContext
 from .figures import DEFAULT_INTERVAL_MS
 from .pair_worker import PairWorker
 from .protect import Protect
 from .protect_undo import undo_protect
 from .records import PairDoc
 from .recovery import recover
+from .storage import patiently
 
 log = logging.getLogger(__name__)
-
-DATASTORE_WAIT_S = 10.0
 
 
 def protect(worker: PairWorker, secondary: str, progress: Progress, *, enabling: bool) -> PairDoc:
@@ -28,16 +24,16 @@ def protect(worker: PairWorker, secondary: str, progress: Progress, *, enabling:
     The caller holds the worker's operation lock. ``enabling``: FT is being turned on, and off again if this fails.
     """
     ctx, store = worker.ctx, worker.store
-    unfinished = _bounded(ctx, store.operation, "read journal")
+    unfinished = patiently(ctx, store.operation, "read journal")
     if unfinished is not None and unfinished.host == ctx.host:
         # safety: a new journal would overwrite the only document that names the overlays of the one before.
         recover(ctx, worker, locked=True)
         if unfinished.kind != "protect":
             raise FtkvmError("FTKVM-501", vm=worker.name, operation=unfinished.kind)
     if enabling:
-        _bounded(ctx, lambda: store.set_ft_enabled(True), "write record")
-    epochs = _bounded(ctx, store.epochs, "read epochs")
-    settings = effective((_bounded(ctx, store.vm, "read datastore") or {}).get("ft", {}).get("settings", {}))
+        patiently(ctx, lambda: store.set_ft_enabled(True), "write record")
+    epochs = patiently(ctx, store.epochs, "read epochs")
+    settings = effective((patiently(ctx, store.vm, "read datastore") or {}).get("ft", {}).get("settings", {}))
     interval_ms = DEFAULT_INTERVAL_MS
 
     def told(step: int, steps: int, text: str) -> None:
@@ -81,9 +77,9 @@ def protect(worker: PairWorker, secondary: str, progress: Progress, *, enabling:
 
 def _undo(worker: PairWorker, plan: Protect, enabling: bool) -> None:
     """Before the commit point undo everything; after it the epoch must be won first."""
-    pair = _bounded(worker.ctx, lambda: worker.store.pair(plan.epoch), "read pair record") if plan.committed else None
+    pair = patiently(worker.ctx, lambda: worker.store.pair(plan.epoch), "read pair record") if plan.committed else None
     if pair is not None:
-        winner = _bounded(
+        winner = patiently(
             worker.ctx,
             lambda: worker.store.arbitrate(plan.epoch, worker.ctx.host, worker.ctx.boot_id, Reason.PROTECT_UNDONE),
             "end the epoch",
@@ -99,10 +95,6 @@ def _undo(worker: PairWorker, plan: Protect, enabling: bool) -> None:
         worker.keeper.drop_pair(worker.uuid)
         worker.spec = None
     worker.poller.refresh(2.0)
-
-
-def _bounded(ctx: AgentContext, work: Callable[[], Any], what: str) -> Any:
-    return ctx.workers.run(work, DATASTORE_WAIT_S, what)
 
 
 __all__ = ["protect"]

@@ -8,6 +8,7 @@ from ftkvm.ports import DatastoreError, DatastoreUnreachable, WorkTimeout
 
 T = TypeVar("T")
 STORAGE_TIMEOUT_S = 4.0
+PAIR_TIMEOUT_S = 10.0
 
 
 def bounded(ctx: AgentContext, work: Callable[[], T], what: str, timeout_s: float = STORAGE_TIMEOUT_S) -> T:
@@ -19,6 +20,14 @@ def bounded(ctx: AgentContext, work: Callable[[], T], what: str, timeout_s: floa
         return ctx.workers.run_alone(work, timeout_s, f"datastore: {what}")
     except WorkTimeout as error:
         raise DatastoreUnreachable("FTKVM-306", host=ctx.host, path=what) from error
+
+
+def patiently(ctx: AgentContext, work: Callable[[], T], what: str) -> T:
+    """Run work on a pair's documents or images in a worker: an operation under way waits longer than who only asks.
+
+    :raises WorkTimeout: it has not ended; it may still take effect
+    """
+    return ctx.workers.run(work, PAIR_TIMEOUT_S, what)
 
 
 def require_writable(ctx: AgentContext) -> None:
