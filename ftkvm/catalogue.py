@@ -513,6 +513,8 @@ CATALOGUE: dict[str, Message] = dict(
            "The host takes it back by itself within {seconds} s; then look at the address and the NIC given with --nic.", 4),
         _m("FTKVM-754", "the datastore of host {host} ({path}) is mounted with {option}: {danger}", "Who may run a VM is decided by files that are created once on the datastore, and read by all hosts.",
            "Mount it with vers=4.2,proto=tcp,hard,actimeo=0,lookupcache=none and without nolock or local_lock (docs/hosts.md says why), one host after the other, each in maintenance."),
+        _m("FTKVM-755", "the nftables rules of host {host} drop what they do not name", "They are the host's own, with neither ufw nor firewalld, so ftkvm leaves them as they are. Whether they let the cluster's hosts through was not tried; without that the host is in the cluster and nobody hears it.",
+           "Let it in, in the input chain of /etc/nftables.conf: {rules}. The comment `ftkvm` says that this was seen to."),
         _m("FTKVM-900", "unexpected failure: {detail}", "An operation met an error nobody foresaw.",
            "Look at `journalctl -u ftkvm-agent` on the host named; nothing is left half done that `ftkvm status` does not show."),
         _m("FTKVM-901", "the request was not understood: {detail}", "The program that asked and the agent do not agree on the interface.",

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from ftkvm.catalogue import FtkvmError
-from hostprep.plan import NOT_DONE, Step
 from hostprep.runner import Runner
+from hostprep.step import NOT_DONE, Step
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]

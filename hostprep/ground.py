@@ -1,5 +1,5 @@
 """What a host must stand on before it is one: its networks (:mod:`hostprep.nics`), the VMs' bridge and the datastore's
-mount, where asked for. Pure.
+mount, where asked for; and its kernel's modules. Pure.
 
 All are systemd units, so that they hold whatever manages the host's networks, and across its reboots.
 """
@@ -13,7 +13,8 @@ from ftkvm.catalogue import FtkvmError
 from hostprep.facts import HostFacts
 from hostprep.journal import note_unit
 from hostprep.nics import NAME, Nic, Surroundings, nic_steps
-from hostprep.plan import Step, file_step, journal_step, package_steps
+from hostprep.plan import file_step, journal_step, package_steps
+from hostprep.step import Step
 
 NFS_PACKAGE = "nfs-common"
 NFS_OPTIONS = "vers=4.2,proto=tcp,hard,timeo=100,retrans=2,actimeo=0,lookupcache=none,nodev,nosuid,_netdev"
@@ -25,6 +26,8 @@ or not. ``actimeo=0,lookupcache=none``: a file that another host has created is 
 kernel's caches *there is no winner yet* can be as old as a minute (docs/safety.md). Locks are the server's (no
 ``nolock``, no ``local_lock``), since libvirt and QEMU lock images. Source: nfs(5).
 """
+MODULES_FILE = "/etc/modules-load.d/ftkvm.conf"
+MODULE_DEVICES = {"tun": "/dev/net/tun", "kvm_intel": "/dev/kvm", "kvm_amd": "/dev/kvm"}
 _SYSTEMD = "/etc/systemd/system"
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _EXPORT = re.compile(r"[A-Za-z0-9_.:\[\]-]+:/[A-Za-z0-9_./-]*")
@@ -60,7 +63,8 @@ def ground_steps(
     :raises FtkvmError: FTKVM-206 no system that we prepare, 390, 391, 392 the NIC cannot be the bridge's, 393 something
         else is mounted; 242, 390, 751, 752 the networks
     """
-    steps = [step for each in asked.nics for step in nic_steps(facts, each, host, around, journal)]
+    steps = [*_modules(facts)]
+    steps += [step for each in asked.nics for step in nic_steps(facts, each, host, around, journal)]
     steps += [*_bridge(facts, asked.nic, host, bridge, journal), *_mount(facts, asked.export, host, datastore, journal)]
     if steps and facts.system_id != "debian 13":
         raise FtkvmError("FTKVM-206", host=host, system=facts.system)
@@ -70,6 +74,27 @@ def ground_steps(
 def files_of(steps: Iterable[Step]) -> dict[str, tuple[bytes, int]]:
     """The files that the steps write, as a dry run shows them."""
     return {step.name.removeprefix("file "): (step.stdin, 0o644) for step in steps if step.name.startswith("file ")}
+
+
+def _modules(facts: HostFacts) -> Iterator[Step]:
+    """What the kernel has and did not load; udev does it by itself unless it was told not to."""
+    missing = [name for name in facts.modules if MODULE_DEVICES[name] not in facts.devices]
+    if missing:
+        loads = (f"modprobe {name}" if name == "tun" else f"modprobe -q {name} || true" for name in missing)
+        yield Step(
+            "modules",
+            f"load {', '.join(missing)}",
+            # without KVM it is a host all the same, and `ftkvm check host` says why it has none
+            f"set -e; {'; '.join(loads)}",
+            "test -c /dev/net/tun",
+            "true",  # a module that is loaded does no harm, and something may use it by now
+        )
+
+
+def modules_file(facts: HostFacts) -> dict[str, tuple[bytes, int]]:
+    """That they are loaded at each boot, as a wish has files. Source: modules-load.d(5)."""
+    text = "".join(f"{line}\n" for line in ("# Written by `ftkvm host add`.", *facts.modules))
+    return {MODULES_FILE: (text.encode(), 0o644)} if facts.modules else {}
 
 
 def _bridge(facts: HostFacts, nic: str, host: str, bridge: str, journal: str) -> Iterator[Step]:

@@ -4,6 +4,7 @@
     JOURNAL/absent/etc/…   there was none
     JOURNAL/packages       packages that apt brought for us, their dependencies too, one a line
     JOURNAL/units          units of ours that were enabled, beside the agent's and the keeper's, one a line
+    JOURNAL/undo           commands that take back what no file of ours is (rules of a firewall), one a line
     JOURNAL/late           the host had been prepared before there was a journal: every file of ours counts as absent
 
 Each is written before the change it is about, and once: what a later run finds is our own work. So it does not matter
@@ -68,20 +69,27 @@ def note_unit(journal: str, name: str) -> str:
     return _note(f"{journal}/units", [name])
 
 
+def note_undo(journal: str, command: str) -> str:
+    """Shell command: what ``command`` takes back is about to be done. It is one that may find nothing to take back."""
+    return _note(f"{journal}/undo", [command])
+
+
 def _note(path: str, words: Sequence[str]) -> str:
     listed, file = " ".join(map(shlex.quote, words)), shlex.quote(path)
     return (
-        f"(umask 077; touch {file}; for p in {listed}; do grep -qxF -e $p {file} || echo $p >> {file}; done;"
+        f"(umask 077; touch {file}; for p in {listed}; do"
+        f' grep -qxF -e "$p" {file} || printf "%s\\n" "$p" >> {file}; done;'
         f" sync {file})"
     )
 
 
 @dataclass(frozen=True)
 class TakenBack:
-    """What was (or would be) done. ``left``: packages that stay."""
+    """What was (or would be) done. ``ran``: commands; ``left``: packages that stay."""
 
     restored: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
     purged: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
@@ -90,7 +98,7 @@ class TakenBack:
 
     def lines(self) -> list[str]:
         """For a person."""
-        words = {"restored": self.restored, "removed": self.removed, "purged": self.purged}
+        words = {"restored": self.restored, "removed": self.removed, "ran": self.ran, "purged": self.purged}
         lines = [f"{word} {name}" for word, names in words.items() for name in names]
         return [*lines, *([f"left installed: {' '.join(self.left)} (--purge removes them)"] if self.left else [])]
 
@@ -109,17 +117,17 @@ def take_back(
     found = _listed(runner, journal)
     if found is None:
         return TakenBack()
-    restored, removed, packages, enabled = found
+    restored, removed, packages, enabled, undo = found
     if purge and packages:
         _require_ours_alone(runner, packages)
     gone = removed if program in runner.run(strangers(program, journal)).stdout.split() else [*removed, program]
     if not dry_run:
-        script = _script(journal, program, units, enabled, restored, removed, packages if purge else [])
+        script = _script(journal, program, units, enabled, restored, removed, undo, packages if purge else [])
         done = runner.run("sh -s", script.encode(), 600.0)
         if done.status:
             words = (done.stderr.strip() or done.stdout.strip())[-400:]
             raise FtkvmError("FTKVM-209", host=runner.host, step="taking back", detail=words)
-    return TakenBack(restored, gone, packages if purge else [], [] if purge else packages)
+    return TakenBack(restored, gone, undo, packages if purge else [], [] if purge else packages)
 
 
 def _require_ours_alone(runner: Runner, packages: Sequence[str]) -> None:
@@ -129,24 +137,27 @@ def _require_ours_alone(runner: Runner, packages: Sequence[str]) -> None:
         raise FtkvmError("FTKVM-362", host=runner.host, packages=", ".join(others))
 
 
-def _listed(runner: Runner, journal: str) -> tuple[list[str], list[str], list[str], list[str]] | None:
-    """Files to restore, files to remove, packages, units; None if there is no journal."""
+def _listed(runner: Runner, journal: str) -> tuple[list[str], ...] | None:
+    """Files to restore, files to remove, packages, units, commands; None if there is no journal."""
     name, mark = shlex.quote(journal), "==ftkvm=="
     parts = (f"cd {name}/{part} 2>/dev/null && find . ! -type d ! -name '*.new'" for part in ("files", "absent"))
     script = f"[ -d {name} ] || exit 9; " + "".join(f"({part}); echo {mark}; " for part in parts)
-    script += f"cat {name}/packages 2>/dev/null; echo {mark}; cat {name}/units 2>/dev/null; exit 0"
+    script += f"cat {name}/packages 2>/dev/null; echo {mark}; cat {name}/units 2>/dev/null; echo {mark};"
+    script += f" cat {name}/undo 2>/dev/null; exit 0"
     done = runner.run(script)
     if done.status == 9:
         return None
-    if done.status or done.stdout.count(mark) != 3:
+    if done.status or done.stdout.count(mark) != 4:
         raise FtkvmError("FTKVM-209", host=runner.host, step="reading the journal", detail=done.stderr.strip()[-400:])
-    files, absent, packages, units = (part.split() for part in done.stdout.split(mark))
-    return sorted(path[1:] for path in files), sorted(path[1:] for path in absent), packages, units
+    *lists, commands = done.stdout.split(mark)
+    files, absent, packages, units = (part.split() for part in lists)
+    undo = commands.strip().splitlines()
+    return sorted(path[1:] for path in files), sorted(path[1:] for path in absent), packages, units, undo
 
 
 def _script(
     journal: str, program: str, units: Sequence[str], enabled: Sequence[str], restored: Sequence[str],
-    removed: Sequence[str], packages: Sequence[str],
+    removed: Sequence[str], undo: Sequence[str], packages: Sequence[str],
 ) -> str:  # fmt: skip
     """Our units first, since they use the files; the journal last, since with it this can be run again."""
     lines = ["set -e"]
@@ -163,6 +174,7 @@ def _script(
         lines.append(f"rm -f {there} {there}.new {there}{BEFORE}")
         lines.append(f"[ ! -d {directory} ] || rmdir -p --ignore-fail-on-non-empty {directory}")
     lines.append(f"{remove_program(program)}; rm -rf {program}.before")
+    lines += reversed(undo)  # when its files are as they were: it may be told to read them
     if units or enabled:
         lines.append("systemctl daemon-reload")
     if packages:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from ftkvm.catalogue import FtkvmError
 from hostprep.facts import NIC_UNITS, HostFacts, Link
 from hostprep.journal import note_unit
-from hostprep.plan import Step, file_step
+from hostprep.plan import file_step
+from hostprep.step import Step
 
 NETWORKS = tuple(NIC_UNITS)
 MODES = ("active-backup", "802.3ad", "balance-xor")

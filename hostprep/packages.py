@@ -3,6 +3,15 @@
 import shlex
 from collections.abc import Sequence
 
+PREFERENCES = "/etc/apt/preferences.d/ftkvm"
+PIN = b"""\
+# Written by `ftkvm host add`. QEMU is from backports; its other packages (`apt install qemu-block-extra`) must be
+# of the same version, or apt refuses them. Packages that are not QEMU's stay Debian's own.
+Package: qemu-* python3-qemu-qmp
+Pin: release n=trixie-backports
+Pin-Priority: 500
+"""
+"""Source: apt_preferences(5); 500 is the priority of an ordinary release, backports have 100."""
 APT = "DEBIAN_FRONTEND=noninteractive apt-get -q -y"
 _NEW = r"sed -n 's/^Inst \([^ ]*\) (.*/\1/p'"
 """Of ``apt-get -s install``: a line of a package that is there already has its version in square brackets first."""

@@ -8,38 +8,20 @@ from dataclasses import dataclass
 
 from ftkvm.adapters.datastore import parse_document
 from ftkvm.agent.ha.documents import understood
-from ftkvm.agent.join import ASK, NOT_IN, entered
+from ftkvm.agent.join import ASK, entered
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig
 from hostprep import packages
 from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts
 from hostprep.journal import BEFORE, begin, record
+from hostprep.openings import Opening, firewall_steps
 from hostprep.package import Package
 from hostprep.place import JOURNAL, PROGRAM, remove_program
+from hostprep.step import Step
 from hostprep.units import UNIT_FILES
 
 CONFIG = "/etc/ftkvm/agent.toml"
-NOT_DONE = NOT_IN
-"""The exit status by which a step's question says no."""
 _JOIN_S = 30
-
-
-@dataclass(frozen=True)
-class Step:
-    """One change on a host. Shell commands; ``proof`` succeeds when the change is there, ``undo`` takes it back.
-
-    ``question``: of a step that others see, asked when nobody knows whether it was done: it ends with 0 if it was,
-    with :data:`NOT_DONE` if it was not and will not be, else if that cannot be told. It gets ``stdin``, too.
-    """
-
-    name: str
-    text: str
-    command: str
-    proof: str
-    undo: str
-    stdin: bytes = b""
-    timeout_s: float = 60.0
-    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +41,8 @@ class Wish:
     join: Mapping[str, object]
     journal: str = JOURNAL
     later: tuple[str, ...] = ()
+    openings: tuple[Opening, ...] = ()
+    """What the host's firewall shall let in."""
 
 
 def require(facts: HostFacts, wish: Wish) -> None:
@@ -142,7 +126,8 @@ def plan(facts: HostFacts, wish: Wish) -> list[Step]:
         changed.append(
             Step("units", "systemd reads its units", "systemctl daemon-reload", "true", "systemctl daemon-reload")
         )
-    steps += [*changed, *_services(facts, restart=bool(changed))]
+    opened = firewall_steps(facts.firewall, wish.openings, wish.journal)
+    steps += [*changed, *opened, *_services(facts, restart=bool(changed))]
     return [journal_step(wish.journal, wish.later), *steps] if steps else []
 
 

@@ -17,17 +17,19 @@ from ftkvm.core.trust import Role
 from ftkvm.home import ClusterFile, Home
 from ftkvm.ports import Json
 from hostprep import facts as facts_of
+from hostprep import openings as firewalls
 from hostprep import package
 from hostprep.apply import Progress, apply
 from hostprep.facts import UNITS, HostFacts
-from hostprep.ground import Ground, files_of, ground_steps
+from hostprep.ground import MODULES_FILE, Ground, files_of, ground_steps, modules_file
 from hostprep.joining import machine_of, members
 from hostprep.journal import take_back
 from hostprep.nics import NETWORKS, REVERT_S, Nic, Surroundings, confirm, frames_lost
+from hostprep.openings import POLICY, openings
+from hostprep.packages import PIN, PREFERENCES
 from hostprep.place import JOURNAL
 from hostprep.plan import (
     CONFIG,
-    Step,
     Wish,
     clean_up,
     configuration,
@@ -41,6 +43,7 @@ from hostprep.plan import (
 from hostprep.preview import View, preview
 from hostprep.runner import Runner
 from hostprep.ssh import Session, Target
+from hostprep.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +100,7 @@ def prepare(
             entry = host_entry(target.host, replace(found, addresses=(*found.addresses, *coming)), cluster)
             texts = [*(step.text for step in first), "everything else is planned when these are there"]
             views = preview(session, first, files_of(first))
-            return Prepared(entry, texts, views, _warnings(target.host, found))
+            return Prepared(entry, texts, views, _warnings(entry, found, cluster))
         try:
             if first:
                 checks = {each.step: partial(_keep, session, each, around, connect) for each in ground.nics}
@@ -108,11 +111,16 @@ def prepare(
             if first:
                 _take_back_unless_member(session, target.host, cluster, JOURNAL)
             raise
-    return replace(done, steps=[*(step.text for step in first), *done.steps], warnings=_warnings(target.host, found))
+    warnings = _warnings(done.entry, found, cluster)
+    return replace(done, steps=[*(step.text for step in first), *done.steps], warnings=warnings)
 
 
-def _warnings(host: str, found: HostFacts) -> tuple[FtkvmError, ...]:
-    return tuple(FtkvmError(each.code, **{"host": host, **each.params}) for each in judge(found.clock))
+def _warnings(entry: HostEntry, found: HostFacts, cluster: ClusterFile) -> tuple[FtkvmError, ...]:
+    findings = (
+        *judge(found.clock),
+        *firewalls.judge(found.firewall, openings(entry, _surroundings(cluster).networks)),
+    )
+    return tuple(FtkvmError(each.code, **{"host": entry.name, **each.params}) for each in findings)
 
 
 def _prepare(
@@ -222,6 +230,7 @@ def host_entry(name: str, found: HostFacts, cluster: ClusterFile) -> HostEntry:
 def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFacts) -> Wish:
     """What the host shall have; a certificate that is still good stays."""
     authority = home.authority()
+    wanted = openings(entry, _surroundings(cluster).networks)
     config = HostConfig(
         entry.name, entry.management, entry.ft, entry.migration, Path(cluster.datastore), tuple(cluster.vm_bridges),
         entry.api_port, entry.keeper_port, watchdog=WATCHDOG if WATCHDOG in found.devices else "",
@@ -231,6 +240,9 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
         f"{_PKI}/ca.crt": (authority.certificate, 0o644),
         **({_REVOKED: (home.revocation_list(), 0o644)} if home.revocation_list() else {}),
         "/etc/ftkvm/beat.key": (home.beat_key(), 0o600),
+        PREFERENCES: (PIN, 0o644),
+        **modules_file(found),
+        **firewalls.files(found.firewall, wanted),
         **unit_files(),
     }
     addresses = (entry.management, entry.ft)
@@ -245,6 +257,7 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
         package=package.build(),
         files=files,
         later=(_REVOKED,),
+        openings=wanted,
         ca_certificate=authority.certificate.decode(),
         join={
             "cluster": cluster.cluster,
@@ -264,7 +277,7 @@ def note_certificate(home: Home, wish: Wish) -> None:
 
 def _file_names() -> list[str]:
     pki = [f"{_PKI}/{name}" for name in ("ca.crt", "host.crt", "host.key")]
-    return [CONFIG, "/etc/ftkvm/beat.key", *pki, _REVOKED, *unit_files()]
+    return [CONFIG, "/etc/ftkvm/beat.key", *pki, _REVOKED, PREFERENCES, POLICY, MODULES_FILE, *unit_files()]
 
 
 def require_out(runner: Runner, datastore: str) -> None:

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from hostprep.plan import Step
 from hostprep.runner import Runner
+from hostprep.step import Step
 
 _FILE = "file "
 _PRIVATE_BITS = 0o077

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..adapters import images
 from ..catalogue import FtkvmError
+from ..config import FT_PORTS
 from ..core.chain import parse_overlay
 from ..core.pair import QemuState
 from ..core.reasons import Reason
@@ -29,7 +30,6 @@ from .pair_worker import PairWorker
 
 log = logging.getLogger(__name__)
 
-PORT_RANGE = range(7500, 8500)
 START_TIMEOUT_S = 300.0
 """Where the asker is of a version that does not say when it gives up."""
 ACCEPT_GRACE_S = 30.0
@@ -97,21 +97,21 @@ def _prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any], spe
     worker.new_epoch(_with_taps(spec, shape))
     worker.keeper.set_pair(_with_taps(spec, shape))
     monitor = worker.vm.monitor(create=True)
-    ports = free_ports(ctx.config.ft, 1 + 2 * len(shape.nics))
-    nics = {nic.alias: NicPorts(ports[1 + 2 * index], ports[2 + 2 * index]) for index, nic in enumerate(shape.nics)}
+    migration_port, nbd_port, *ports = free_ports(ctx.config.ft, 2 + 2 * len(shape.nics))
+    nics = {nic.alias: NicPorts(ports[2 * index], ports[2 * index + 1]) for index, nic in enumerate(shape.nics)}
     key_directory = worker.vm.directory() if request.get("key") else None
     if key_directory is not None:
         channel_keys.place(key_directory, request["key"])
-    secondary.prepare(monitor, shape, overlays, ctx.config.ft, ports[0], nics, key_directory)
-    listener = socket.create_server((ctx.config.ft, 0), backlog=1)
+    secondary.prepare(monitor, shape, overlays, ctx.config.ft, nbd_port, nics, key_directory)
+    listener = socket.create_server((ctx.config.ft, migration_port), backlog=1)
     listener.settimeout(float(request.get("wait_s", START_TIMEOUT_S)) + ACCEPT_GRACE_S)
     arguments = worker, listener, request["primary"], key_directory
     threading.Thread(target=_accept, args=arguments, name="incoming", daemon=True).start()
     return {
         "address": ctx.config.ft,
         "boot_id": ctx.boot_id,
-        "migration_port": listener.getsockname()[1],
-        "nbd_port": ports[0],
+        "migration_port": migration_port,
+        "nbd_port": nbd_port,
         "machine": machine_of(worker.vm.domains.xml(worker.uuid)),
         "nics": {alias: vars(pair) for alias, pair in nics.items()},
     }
@@ -164,12 +164,12 @@ def _give_up(worker: PairWorker) -> None:
 
 
 def free_ports(address: str, count: int) -> list[int]:
-    """Ports of ``PORT_RANGE`` nobody listens on at ``address`` now.
+    """Ports of ``FT_PORTS`` nobody listens on at ``address`` now.
 
     :raises OSError: there are not that many
     """
     found: list[int] = []
-    for port in _shuffled(PORT_RANGE):
+    for port in _shuffled(FT_PORTS):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -9,10 +9,10 @@ import pytest
 
 from ftkvm.catalogue import FtkvmError
 from hostprep.facts import HostFacts, Link
-from hostprep.ground import Ground, bridge_unit, ground_steps, mount_unit, mount_unit_name
+from hostprep.ground import MODULES_FILE, Ground, bridge_unit, ground_steps, modules_file, mount_unit, mount_unit_name
 from hostprep.journal import note_unit
 from hostprep.nics import Surroundings
-from hostprep.plan import Step
+from hostprep.step import Step
 
 BARE = HostFacts(
     system="Debian GNU/Linux 13 (trixie)", system_id="debian 13", packages={}, addresses=("10.0.0.1/24",), bridges=(),
@@ -114,3 +114,16 @@ def test_enabled_units_are_noted_once(tmp_path: Path) -> None:
     for _ in range(2):
         subprocess.run(["sh", "-c", note_unit(str(tmp_path), "srv-ft\\x2dkvm.mount")], check=True)
     assert (tmp_path / "units").read_text() == "srv-ft\\x2dkvm.mount\n"
+
+
+@pytest.mark.parametrize(("devices", "command"), [
+    (("/dev/net/tun", "/dev/kvm"), None),
+    ((), "set -e; modprobe -q kvm_amd || true; modprobe tun"),
+    (("/dev/net/tun",), "set -e; modprobe -q kvm_amd || true"),
+])  # fmt: skip
+def test_a_module_that_was_not_loaded_is(devices: tuple[str, ...], command: str | None) -> None:
+    facts = replace(BARE, devices=devices, modules=("kvm_amd", "tun"))
+    found = {step.name: step for step in steps(facts, Ground())}
+    assert (found["modules"].command if "modules" in found else None) == command
+    assert modules_file(facts)[MODULES_FILE][0].decode().split("\n")[1:] == ["kvm_amd", "tun", ""]
+    assert modules_file(replace(facts, modules=())) == {}, "a container: the kernel is not its own"

@@ -21,10 +21,11 @@ from hostprep.apply import apply
 from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts, Link, parse
 from hostprep.journal import TakenBack, take_back
 from hostprep.package import Package
-from hostprep.plan import Step, Wish, plan, require
+from hostprep.plan import Wish, plan, require
 from hostprep.prepare import host_entry, make_wish, note_certificate
 from hostprep.preview import preview
 from hostprep.ssh import Result
+from hostprep.step import NOT_DONE, Step
 
 ANSWERS = {
     "os": 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nVERSION_ID="13"\nID=debian\n',
@@ -45,6 +46,7 @@ ANSWERS = {
     "clock": "NTPSynchronized=no\nId=chrony.service\nActiveState=active\n",
     "ca": "", "certificate": "", "strangers": "", "manifest": "0123\n",
     "machine": "m1\n", "boot": "b1\n", "configuration": "",
+    "firewall": "nftables\n", "modules": "kvm_amd\ntun\n",
 }  # fmt: skip
 
 
@@ -84,6 +86,7 @@ def test_facts_are_understood() -> None:
     assert found.digests == {"/etc/ftkvm/agent.toml": "a" * 64}
     assert found.units == {"ftkvm-agent.service": ("enabled", "active"), "ftkvm-keeper.service": ("", "inactive")}
     assert found.clock == Clock(False, "chrony")
+    assert (found.firewall.manager, found.modules) == ("", ("kvm_amd", "tun"))
     assert (found.manifest, found.machine_id, found.boot_id, found.configuration) == ("0123", "m1", "b1", "")
 
 
@@ -231,7 +234,7 @@ class Interrupted(Local):
 
 def _entering(register: Path, *, effect: bool) -> Step:
     command = f"cat >> {register}" if effect else "cat > /dev/null"
-    question = f"grep -qxF -f - {register} || exit {planning.NOT_DONE}"
+    question = f"grep -qxF -f - {register} || exit {NOT_DONE}"
     return Step("join", "enter it", command, "true", "true", stdin=b"host1", question=question)
 
 
@@ -283,8 +286,8 @@ def test_the_join_and_its_question_as_they_are_run(tmp_path: Path) -> None:
     assert run(step.command, document) == 0
     assert run(step.question, document) == 0
     other = {**document, "host": {**JOIN["host"], "migration": "10.2.0.9"}}
-    assert run(step.question, other) == planning.NOT_DONE
-    assert run(step.question, {**document, "id": "another"}) == planning.NOT_DONE
+    assert run(step.question, other) == NOT_DONE
+    assert run(step.question, {**document, "id": "another"}) == NOT_DONE
 
 
 @pytest.mark.parametrize("interrupted", range(6))

@@ -11,7 +11,7 @@ from ftkvm.catalogue import FtkvmError
 from hostprep.facts import HostFacts, Link
 from hostprep.ground import Ground, ground_steps
 from hostprep.nics import Nic, Surroundings, unit
-from hostprep.plan import Step
+from hostprep.step import Step
 
 LINKS = {
     "eth0": Link(addresses=("10.0.0.1/24",), mtu=1500, up=True), "eth1": Link(mtu=1500),

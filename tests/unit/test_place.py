@@ -8,7 +8,8 @@ import pytest
 from hostprep import package
 from hostprep.journal import take_back
 from hostprep.place import remove_program, strangers
-from hostprep.plan import Step, Wish, journal_step, plan
+from hostprep.plan import Wish, journal_step, plan
+from hostprep.step import Step
 from tests.unit.test_hostprep import Local, _state, good, wish
 
 DIGEST = "0" * 64
