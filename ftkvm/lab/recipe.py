@@ -23,6 +23,8 @@ BASE_PACKAGES = (
     "strace",
     "gdb-minimal",
     "socat",
+    "ufw",
+    "firewalld",
 )
 VIRT_PACKAGES = (
     "libvirt-daemon-system",
@@ -76,6 +78,9 @@ DISABLED_UNITS = (
     "e2scrub_all.timer",
     "systemd-tmpfiles-clean.timer",
     "libvirt-guests.service",
+    # there for tests, which begin them
+    "ufw.service",
+    "firewalld.service",
 )
 
 FILES: dict[str, str] = {
