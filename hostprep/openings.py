@@ -109,7 +109,8 @@ def firewall_steps(firewall: Firewall, wanted: Sequence[Opening], journal: str) 
         return
     if missing:
         text = ", ".join(f"{each.ports('-')}/{each.protocol} ({each.what})" for each in missing)
-        before = "" if firewall.manager == "ufw" else "firewall-cmd -q --permanent --delete-policy=ftkvm; "
+        # out of firewalld's sight first; the undo of the file's own step, which comes after this one, removes it
+        before = "" if firewall.manager == "ufw" else f"[ ! -e {POLICY} ] || mv -f {POLICY} {POLICY}.new; "
         notes = "; ".join(note_undo(journal, command) for command in undo)
         yield Step(
             f"firewall {firewall.manager}",
