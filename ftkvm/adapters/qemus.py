@@ -9,9 +9,11 @@ from pathlib import Path
 
 _NAME = re.compile(r"(?:^|,)guest=([^,]*)")
 _STATE = re.compile(rb"<domstatus state='([a-z]+)'")
-_COMM_START = "qemu-system"
+_COMM_START = b"(qemu-system"
 _HEAD_BYTES = 1024
-_DEAD = ("Z", "X")
+_STAT_BYTES = 4096
+"""More than any /proc/PID/stat has: 52 numbers and a name of 15 characters."""
+_DEAD = (b"Z", b"X")
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,10 @@ class Qemus:
         the storage survives SIGKILL, and its write may still come through.
         """
         try:
-            name, rest = _split((self._proc / str(pid) / "stat").read_text())
-            if not name.startswith(_COMM_START):
+            stat = _stat(f"{self._proc}/{pid}/stat")
+            if not stat.startswith(_COMM_START, stat.index(b"(")):
                 return None
+            rest = stat[stat.rindex(b")") + 2 :].split()  # the name may hold anything
             if rest[0] in _DEAD and len(list((self._proc / str(pid) / "task").iterdir())) < 2:
                 return None
             return pid, int(rest[19])
@@ -144,7 +147,11 @@ class LastQemu:
         return self._last is not None and not self._qemus.alive(self._last)
 
 
-def _split(stat: str) -> tuple[str, list[str]]:
-    """The name in brackets, which may hold anything, and the fields after it."""
-    start, end = stat.index("("), stat.rindex(")")
-    return stat[start + 1 : end], stat[end + 2 :].split()
+def _stat(path: str) -> bytes:
+    """A short file of the kernel's, with three system calls: a host has a thousand processes, and all are looked at
+    in each turn of HA. (``Path.read_text`` takes eight, and three times as long.)"""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, _STAT_BYTES)
+    finally:
+        os.close(descriptor)
