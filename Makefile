@@ -10,7 +10,7 @@ INSTALL = @missing=""; for p in $(1); do dpkg -s $$p >/dev/null 2>&1 || missing=
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
 
-.PHONY: setup packages tools demo test check long soak bench format clean
+.PHONY: setup packages tools demo kvm test check long soak bench format clean
 
 setup: packages $(VENV)/ready ## what this machine lacks, and the Python environment
 
@@ -29,6 +29,9 @@ $(VENV)/ready: pyproject.toml
 
 demo: setup ## a host dies silently, its VM's client notices a short pause: the story, and build/demo.json
 	$(PYTHON) -m ftkvm.lab.demo
+
+kvm: setup ## the same story on hosts that are virtual machines, their guests run by KVM: build/kvm.json
+	$(PYTHON) -m ftkvm.lab.demo --hosts-as vms
 
 check: $(VENV)/ready ## format, lint, types, and the tests that need no lab
 	$(VENV)/bin/ruff format --check ftkvm hostprep tests

@@ -1,5 +1,9 @@
-"""``make demo``: a host dies silently; the client of its VM notices a short pause and nothing else."""
+"""``make demo``: a host dies silently; the client of its VM notices a short pause and nothing else.
 
+``make kvm`` is the same story on hosts that are virtual machines, whose guests KVM runs.
+"""
+
+import argparse
 import json
 import os
 import platform
@@ -14,13 +18,15 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import faults, lab, ledger, names
 from ftkvm.lab.client import Capture, CounterClient, GapProbe, LedgerClient, wait_for_guest
 from ftkvm.lab.guest import domain
-from ftkvm.lab.host import Host
 from ftkvm.lab.stage import Stage
+from ftkvm.lab.vm.machine import accelerator
 
 VM = "vm1"
-REPORT = Path("build/demo.json")
+REPORTS = {lab.CONTAINERS: Path("build/demo.json"), lab.VMS: Path("build/kvm.json")}
+GUEST_MEMORY_MIB = 192
 PROTECT_TIMEOUT_S = 60
 REPROTECT_TIMEOUT_S = 90
+EMULATED_PATIENCE = 4.0
 STREAM_S = 5.0
 """How long the client streams before and after each event."""
 
@@ -29,6 +35,7 @@ STREAM_S = 5.0
 class Story:
     """Tells what happens, with the time since the start, and keeps the figures for the report."""
 
+    report: Path
     figures: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
@@ -44,8 +51,8 @@ class Story:
     def write(self) -> None:
         """Writes the report, also of a run that failed half-way."""
         self.note(total_s=round(time.monotonic() - self.started, 1))
-        REPORT.parent.mkdir(exist_ok=True)
-        REPORT.write_text(json.dumps(self.figures, indent=2, sort_keys=True) + "\n")
+        self.report.parent.mkdir(exist_ok=True)
+        self.report.write_text(json.dumps(self.figures, indent=2, sort_keys=True) + "\n")
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class Clients:
 
 def play(stage: Stage, story: Story) -> None:
     """The story on a stage of bare hosts that run."""
-    story.chapter("A cluster of three hosts, prepared over SSH")
+    story.chapter(f"A cluster of {len(stage.hosts)} hosts, prepared over SSH")
     stage.create_cluster(story.say)
     guest = _vm(stage, story)
     with (
@@ -91,8 +98,13 @@ def play(stage: Stage, story: Story) -> None:
     ):
         clients = Clients(counter, probe, records, capture)
         _protect(stage, story, clients)
-        dead = _crash(stage, story, clients, guest)
-        _repair(stage, story, clients, dead)
+        loss = _crash(stage, story, clients)
+        if len(stage.hosts) > 2:
+            _protected_again(stage, story, clients, guest, loss)
+            _repair(stage, story, clients, loss.host)
+        else:  # nobody is left to take a new secondary
+            _repair(stage, story, clients, loss.host)
+            _protected_again(stage, story, clients, guest, loss)
         story.note(
             connection_survived=not clients.broken(),
             counter_gaps=counter.gaps,
@@ -107,15 +119,15 @@ def play(stage: Stage, story: Story) -> None:
 
 def _vm(stage: Stage, story: Story) -> domain.Guest:
     story.chapter(f"A VM: {VM}")
-    first = Host(stage.hosts[0])
-    guest = domain.create(VM, first, "1G", 192, 1, stage.datastore)
+    first = stage.host(stage.hosts[0])
+    guest = domain.create(VM, first, "1G", GUEST_MEMORY_MIB, 1, stage.datastore)
     story.note(kvm=domain.kvm_state())
     story.say(
         f"guests are {'run by KVM' if domain.kvm_state() == 'yes' else 'emulated; KVM here: ' + domain.kvm_state()}"
     )
     stage.ftkvm("vm", "register", VM, "--host", first.name)
     stage.ftkvm("vm", "start", VM, "--host", first.name)
-    story.say(f"{VM} answers at {guest.address} after {wait_for_guest(guest.address):.1f} s")
+    story.say(f"{VM} answers at {guest.address} after {wait_for_guest(guest.address, 60 * stage.patience):.1f} s")
     return guest
 
 
@@ -129,7 +141,7 @@ def _protect(stage: Stage, story: Story, clients: Clients) -> None:
     pair = stage.wait_protected(VM, PROTECT_TIMEOUT_S)
     command_s = round(time.monotonic() - started, 2)
     story.note(protect_s=pair["protect"]["protect_s"], enable_command_s=command_s)
-    clients.wait_progress(10)
+    clients.wait_progress(10 * stage.patience)
     story.note(protect_pause_ms=_pause(clients.probe))
     story.say(
         f"protected in {story.figures['protect_s']} s (the command took {command_s} s: an emulated guest that was just "
@@ -146,20 +158,33 @@ def _protect(stage: Stage, story: Story, clients: Clients) -> None:
     )
 
 
-def _crash(stage: Stage, story: Story, clients: Clients, guest: domain.Guest) -> str:
+@dataclass(frozen=True)
+class Loss:
+    """A host that was lost, in which epoch of its VM's pair, and when (monotonic clock)."""
+
+    host: str
+    epoch: int
+    at_s: float
+
+
+def _crash(stage: Stage, story: Story, clients: Clients) -> Loss:
     pair = stage.pair(VM)
     dead, epoch = str(pair["host"]), int(pair["epoch"])
     story.chapter(f"{dead}, where {VM} runs, loses its power")
     clients.mark()
-    at = time.monotonic()
+    loss = Loss(dead, epoch, time.monotonic())
     faults.crash(dead)
-    clients.wait_progress(30)
+    clients.wait_progress(30 * stage.patience)
     story.note(client_gap_ms=_pause(clients.probe), counter_gap_ms=_pause(clients.counter))
     story.say(f"the client goes on, on the same connections, after {story.figures['client_gap_ms']} ms")
-    after = stage.wait_protected(VM, REPROTECT_TIMEOUT_S, after_epoch=epoch)
+    return loss
+
+
+def _protected_again(stage: Stage, story: Story, clients: Clients, guest: domain.Guest, loss: Loss) -> None:
+    after = stage.wait_protected(VM, REPROTECT_TIMEOUT_S, after_epoch=loss.epoch)
     failover = after.get("last_failover") or {}
     story.note(
-        reprotect_s=round(time.monotonic() - at, 2),
+        reprotect_s=round(time.monotonic() - loss.at_s, 2),
         promote_ms=failover.get("promote_ms"),
         failover=failover,
         reprotect_pause_ms=_pause(clients.probe),
@@ -168,10 +193,9 @@ def _crash(stage: Stage, story: Story, clients: Clients, guest: domain.Guest) ->
         f"promoted on {after['host']} in {failover.get('promote_ms')} ms; protected again on "
         f"{after['secondary_host']}, {story.figures['reprotect_s']} s after the loss"
     )
-    emitters = {host: e.frames for host, e in clients.capture.emitters(guest.mac).items() if e.last > at + 1}
+    emitters = {host: e.frames for host, e in clients.capture.emitters(guest.mac).items() if e.last > loss.at_s + 1}
     story.note(emitters_after_crash=emitters)
     story.say(f"frames of {VM} on the switch since, by host: {emitters}")
-    return dead
 
 
 def _repair(stage: Stage, story: Story, clients: Clients, dead: str) -> None:
@@ -183,7 +207,7 @@ def _repair(stage: Stage, story: Story, clients: Clients, dead: str) -> None:
     story.note(host_back_s=round(time.monotonic() - started, 2))
     story.say(f"{dead} is a usable host of the cluster again after {story.figures['host_back_s']} s")
     time.sleep(STREAM_S)
-    clients.wait_progress(10)
+    clients.wait_progress(10 * stage.patience)
 
 
 def _prove(stage: Stage, story: Story, acknowledged: list[int]) -> None:
@@ -192,8 +216,8 @@ def _prove(stage: Stage, story: Story, acknowledged: list[int]) -> None:
     host = str(stage.vm_status(VM)["host"])
     disk = stage.disk_of(VM, host)
     stage.ftkvm("vm", "stop", VM)
-    verdict = ledger.verify(Host(host), disk, acknowledged)
-    ledger.image_check(Host(host), disk)
+    verdict = ledger.verify(stage.host(host), disk, acknowledged)
+    ledger.image_check(stage.host(host), disk)
     story.note(
         acknowledged_records=verdict.acknowledged,
         lost_records=len(verdict.lost),
@@ -231,14 +255,21 @@ def judge(figures: dict[str, Any]) -> list[str]:
 
 def main() -> int:
     """A lab from nothing, the story, the report; 0 when everything held."""
-    story = Story()
+    parser = argparse.ArgumentParser(prog="python -m ftkvm.lab.demo", description=__doc__.partition("\n")[0])
+    parser.add_argument("--hosts-as", choices=[lab.CONTAINERS, lab.VMS], default=lab.CONTAINERS)
+    parser.add_argument("--hosts", type=int, choices=[2, 3], help="3; 2 where hosts would be emulated computers")
+    asked = parser.parse_args()
+    emulated = asked.hosts_as == lab.VMS and accelerator(Path("/proc/cpuinfo").read_text()) == "tcg"
+    count = asked.hosts or (2 if emulated else 3)
+    story = Story(REPORTS[asked.hosts_as])
     story.note(machine={"cpus": os.cpu_count(), "kernel": platform.release(), "arch": platform.machine()})
+    story.note(hosts_as=asked.hosts_as, hosts=count)
     try:
         story.chapter("The lab")
         lab.down(story.say)
-        lab.up(3, None, story.say)
+        lab.up(count, None, story.say, asked.hosts_as)
         story.note(lab_s=round(time.monotonic() - story.started, 1))
-        play(Stage(tuple(names.host_names(3))), story)
+        play(Stage(tuple(names.host_names(count)), patience=EMULATED_PATIENCE if emulated else 1.0), story)
     except FtkvmError as error:
         story.note(error=error.to_json())
         story.say(f"{error}\n  cause:  {error.cause}\n  remedy: {error.remedy}")
@@ -247,7 +278,7 @@ def main() -> int:
         story.write()
     wrong = judge(story.figures)
     story.chapter("Not as promised: " + ", ".join(wrong) if wrong else "All held")
-    print(f"Figures: {REPORT}   The lab is still up (`ftkvm lab status`); `ftkvm lab down` removes it.")
+    print(f"Figures: {story.report}   The lab is still up (`ftkvm lab status`); `ftkvm lab down` removes it.")
     return 1 if wrong else 0
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ftkvm.lab import names
+from ftkvm.lab.base import LabHost
 from ftkvm.lab.client import LEDGER, ask, text_of
-from ftkvm.lab.host import Host
 
 SECTOR = 512
 BLOCK_SECTORS = 128
@@ -57,7 +57,7 @@ def parse(raw: bytes, first: int = 0) -> dict[int, Entry]:
     return found
 
 
-def read_disk(host: Host, image: str, first: int, end: int) -> dict[int, Entry]:
+def read_disk(host: LabHost, image: str, first: int, end: int) -> dict[int, Entry]:
     """The records in sectors ``first`` to ``end`` of an image chain, read on a host (its paths are the host's).
 
     Read in blocks: sector by sector through the datastore takes seconds.
@@ -86,7 +86,7 @@ def read_disk(host: Host, image: str, first: int, end: int) -> dict[int, Entry]:
         copy.unlink(missing_ok=True)
 
 
-def verify(host: Host, image: str, acknowledged: Iterable[int]) -> Verdict:
+def verify(host: LabHost, image: str, acknowledged: Iterable[int]) -> Verdict:
     """Compares an image chain with the acknowledged numbers. The VM must be off: else the end may be missing."""
     told = sorted(set(acknowledged))
     found = read_disk(host, image, min(told, default=0), max(told, default=0) + 1000)
@@ -108,6 +108,6 @@ def next_free(address: str) -> int:
     return first
 
 
-def image_check(host: Host, image: str) -> str:
+def image_check(host: LabHost, image: str) -> str:
     """``qemu-img check`` of an image; its words. FTKVM-709 if it finds anything wrong."""
     return host.run(["qemu-img", "check", image], timeout_s=120)

@@ -11,8 +11,8 @@ from typing import Any
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.hosts import host_trouble
-from ftkvm.lab import names, operator
-from ftkvm.lab.host import Host
+from ftkvm.lab import lab, names, operator
+from ftkvm.lab.base import LabHost
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,12 @@ class Stage:
     hosts: tuple[str, ...]
     home: Path = names.OPERATOR
     datastore: str = names.DATASTORE_MOUNT
+    patience: float = 1.0
+    """What every time limit is multiplied by: an emulated computer takes several times as long."""
 
-    def host(self, name: str) -> Host:
-        return Host(name)
+    def host(self, name: str) -> LabHost:
+        """One of the lab's, of whichever kind; or one that a test has made beside them."""
+        return lab.host(name)
 
     def environment(self) -> dict[str, str]:
         """The operator's, but for $FTKVM_HOME."""
@@ -34,6 +37,7 @@ class Stage:
         """Runs ``ftkvm WORDS`` at the operator's seat; FTKVM-709 with its words if it fails."""
         command = operator.command([sys.executable, "-m", "ftkvm.cli", *words])
         environment = {**self.environment(), "FTKVM_HOME": str(self.home)}
+        timeout_s *= self.patience
         try:
             done = subprocess.run(
                 command,
@@ -79,6 +83,7 @@ class Stage:
 
     def wait_protected(self, vm: str, timeout_s: float, after_epoch: int = 0) -> dict[str, Any]:
         """Waits until the VM is protected in a later epoch; the pair. FTKVM-710 when it is not in time."""
+        timeout_s *= self.patience
         deadline = time.monotonic() + timeout_s
         while True:
             pair = self.pair(vm)
@@ -101,6 +106,7 @@ class Stage:
 
     def wait_usable(self, host: str, timeout_s: float = 60) -> None:
         """Waits until the host is of use: its agent answers and has its datastore. FTKVM-710 when it is not in time."""
+        timeout_s *= self.patience
         deadline = time.monotonic() + timeout_s
         while trouble := self.host_trouble(host):
             if time.monotonic() > deadline:
@@ -109,7 +115,7 @@ class Stage:
 
     def disk_of(self, vm: str, host: str) -> str:
         """The image a running VM writes to, as libvirt on its host has it."""
-        for line in Host(host).run(["virsh", "domblklist", "--", vm]).splitlines():
+        for line in self.host(host).run(["virsh", "domblklist", "--", vm]).splitlines():
             words = line.split()
             if words and words[0] == "vda":
                 return words[1]

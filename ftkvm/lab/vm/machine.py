@@ -6,8 +6,10 @@ from pathlib import Path
 from ftkvm.lab import names
 from ftkvm.lab.vm.layer import TAG
 
-MEMORY_MIB = 1280
-"""Enough for the agent, libvirtd and a small guest with a secondary beside it."""
+MEMORY_MIB = 2048
+"""Enough for the agent, libvirtd and two small guests: admission control keeps room for a lost host's."""
+VCPUS = 2
+"""With one a guest's first half minute leaves the agent no turn of its own, and the watchdog is not petted."""
 KERNEL_WORDS = "root=/dev/nvme0n1 rw console=ttyS0 quiet panic=1 mitigations=off no_timer_check audit=0"
 _WATCHDOG = ("-device", "i6300esb", "-action", "watchdog=poweroff")
 
@@ -75,7 +77,8 @@ def qemu_command(machine: Machine) -> list[str]:
     return [
         *_program(image, "usr/bin/qemu-system-x86_64"), "-L", f"{image}/usr/share/qemu", "-L",
         f"{image}/usr/share/seabios", "-name", f"{names.netns(machine.host)}", "-uuid", machine.uuid,
-        "-machine", f"q35,accel={machine.accelerator},memory-backend=ram", "-cpu", cpu, "-smp", "1", "-m", memory,
+        "-machine", f"q35,accel={machine.accelerator},memory-backend=ram", "-cpu", cpu, "-smp", str(VCPUS),
+        "-m", memory,
         "-object", f"memory-backend-memfd,id=ram,size={memory},share=on",
         "-nodefaults", "-no-user-config", "-display", "none", "-serial", "chardev:console",
         "-chardev", f"file,id=console,path={machine.paths.console},append=on",
