@@ -94,31 +94,44 @@ def firewall_steps(firewall: Firewall, wanted: Sequence[Opening], journal: str) 
     """The step by which it lets in what it did not; after its files, before anything must be reached."""
     if firewall.manager == "ufw":
         missing = [each for each in wanted if each.ufw not in firewall.rules]
-        undo = [f"! command -v ufw >/dev/null || ufw delete allow {each.ufw}" for each in missing]
-        add = [f"ufw allow {each.ufw} comment 'ftkvm'" for each in missing]
-        there = [f"grep -qF -e {shlex.quote(f'allow {each.ufw}')}" for each in missing]
-        proof = "added=$(LC_ALL=C ufw show added)" + "".join(f' && echo "$added" | {each}' for each in there)
+        make = _ufw_step
     elif firewall.manager == "firewalld":
         missing = [each for each in wanted if each.rich not in firewall.rules]
-        add = ["firewall-cmd -q --reload"]
-        undo = ["! firewall-cmd -q --state || firewall-cmd -q --reload"]
-        proof = " && ".join(
-            f"firewall-cmd -q --policy=ftkvm --query-rich-rule={shlex.quote(each.rich)}" for each in missing
-        )
+        make = _firewalld_step
     else:
         return
     if missing:
-        text = ", ".join(f"{each.ports('-')}/{each.protocol} ({each.what})" for each in missing)
+        yield make(missing, journal)
+
+
+def _ufw_step(missing: Sequence[Opening], journal: str) -> Step:
+    undo = [f"! command -v ufw >/dev/null || ufw delete allow {each.ufw}" for each in missing]
+    notes = [note_undo(journal, command) for command in undo]
+    add = [f"ufw allow {each.ufw} comment 'ftkvm'" for each in missing]
+    there = [f'echo "$added" | grep -qF -e {shlex.quote(f"allow {each.ufw}")}' for each in missing]
+    return Step(
+        "firewall ufw",
+        f"let in by ufw: {_told(missing)}",
+        "; ".join(["set -e", *notes, *add]),
+        " && ".join(["added=$(LC_ALL=C ufw show added)", *there]),
+        "; ".join(undo),
+    )
+
+
+def _firewalld_step(missing: Sequence[Opening], journal: str) -> Step:
+    reload = "! firewall-cmd -q --state || firewall-cmd -q --reload"
+    return Step(
+        "firewall firewalld",
+        f"let in by firewalld: {_told(missing)}",
+        f"set -e; {note_undo(journal, reload)}; firewall-cmd -q --reload",
+        " && ".join(f"firewall-cmd -q --policy=ftkvm --query-rich-rule={shlex.quote(each.rich)}" for each in missing),
         # out of firewalld's sight first; the undo of the file's own step, which comes after this one, removes it
-        before = "" if firewall.manager == "ufw" else f"[ ! -e {POLICY} ] || mv -f {POLICY} {POLICY}.new; "
-        notes = "; ".join(note_undo(journal, command) for command in undo)
-        yield Step(
-            f"firewall {firewall.manager}",
-            f"let in by {firewall.manager}: {text}",
-            f"set -e; {notes}; {'; '.join(add)}",
-            proof,
-            before + "; ".join(undo),
-        )
+        f"[ ! -e {POLICY} ] || mv -f {POLICY} {POLICY}.new; {reload}",
+    )
+
+
+def _told(missing: Sequence[Opening]) -> str:
+    return ", ".join(f"{each.ports('-')}/{each.protocol} ({each.what})" for each in missing)
 
 
 def judge(firewall: Firewall, wanted: Sequence[Opening]) -> Iterator[Finding]:

@@ -23,8 +23,6 @@ BASE_PACKAGES = (
     "strace",
     "gdb-minimal",
     "socat",
-    "ufw",
-    "firewalld",
 )
 VIRT_PACKAGES = (
     "libvirt-daemon-system",
@@ -44,6 +42,8 @@ VIRT_PACKAGES = (
     "python3-pyroute2",
     "python3-nftables",
     "python3-prometheus-client",
+    "ufw",
+    "firewalld",
 )
 BACKPORTS_PACKAGES = ("qemu-system-x86", "qemu-utils", "python3-qemu-qmp")
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
