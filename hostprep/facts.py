@@ -29,6 +29,7 @@ NIC_UNITS = {network: f"ftkvm-nic-{network}.service" for network in ("management
 """By network: what sets it up, where :mod:`hostprep.nics` was asked to."""
 MODULES = {"vmx": "kvm_intel", "svm": "kvm_amd", "": "tun"}
 """What a host needs of its kernel, by the processor's own word for it; empty: whatever processor it is."""
+MODULES_FILE = "/etc/modules-load.d/ftkvm.conf"
 MARK = "==ftkvm=="
 
 

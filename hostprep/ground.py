@@ -1,5 +1,5 @@
 """What a host must stand on before it is one: its networks (:mod:`hostprep.nics`), the VMs' bridge and the datastore's
-mount, where asked for; and its kernel's modules. Pure.
+mount, where asked for; and one of its kernel's modules. Pure.
 
 All are systemd units, so that they hold whatever manages the host's networks, and across its reboots.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ftkvm.catalogue import FtkvmError
-from hostprep.facts import HostFacts
+from hostprep.facts import MODULES_FILE, HostFacts
 from hostprep.journal import note_unit
 from hostprep.nics import NAME, Nic, Surroundings, nic_steps
 from hostprep.plan import file_step, journal_step, package_steps
@@ -26,8 +26,6 @@ or not. ``actimeo=0,lookupcache=none``: a file that another host has created is 
 kernel's caches *there is no winner yet* can be as old as a minute (docs/safety.md). Locks are the server's (no
 ``nolock``, no ``local_lock``), since libvirt and QEMU lock images. Source: nfs(5).
 """
-MODULES_FILE = "/etc/modules-load.d/ftkvm.conf"
-MODULE_DEVICES = {"tun": "/dev/net/tun", "kvm_intel": "/dev/kvm", "kvm_amd": "/dev/kvm"}
 _SYSTEMD = "/etc/systemd/system"
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _EXPORT = re.compile(r"[A-Za-z0-9_.:\[\]-]+:/[A-Za-z0-9_./-]*")
@@ -63,7 +61,7 @@ def ground_steps(
     :raises FtkvmError: FTKVM-206 no system that we prepare, 390, 391, 392 the NIC cannot be the bridge's, 393 something
         else is mounted; 242, 390, 751, 752 the networks
     """
-    steps = [*_modules(facts)]
+    steps = [*_tun(facts)]
     steps += [step for each in asked.nics for step in nic_steps(facts, each, host, around, journal)]
     steps += [*_bridge(facts, asked.nic, host, bridge, journal), *_mount(facts, asked.export, host, datastore, journal)]
     if steps and facts.system_id != "debian 13":
@@ -76,19 +74,11 @@ def files_of(steps: Iterable[Step]) -> dict[str, tuple[bytes, int]]:
     return {step.name.removeprefix("file "): (step.stdin, 0o644) for step in steps if step.name.startswith("file ")}
 
 
-def _modules(facts: HostFacts) -> Iterator[Step]:
-    """What the kernel has and did not load; udev does it by itself unless it was told not to."""
-    missing = [name for name in facts.modules if MODULE_DEVICES[name] not in facts.devices]
-    if missing:
-        loads = (f"modprobe {name}" if name == "tun" else f"modprobe -q {name} || true" for name in missing)
-        yield Step(
-            "modules",
-            f"load {', '.join(missing)}",
-            # without KVM it is a host all the same, and `ftkvm check host` says why it has none
-            f"set -e; {'; '.join(loads)}",
-            "test -c /dev/net/tun",
-            "true",  # a module that is loaded does no harm, and something may use it by now
-        )
+def _tun(facts: HostFacts) -> Iterator[Step]:
+    """Without it no VM has a network; udev loads it by itself unless it was told not to."""
+    if "tun" in facts.modules and "/dev/net/tun" not in facts.devices:
+        # undo: a module that is loaded does no harm, and something may use it by now
+        yield Step("module tun", "load tun", "modprobe tun", "test -c /dev/net/tun", "true")
 
 
 def modules_file(facts: HostFacts) -> dict[str, tuple[bytes, int]]:

@@ -26,6 +26,16 @@ BEFORE = ".ftkvm-before"
 """Ends the name of a file's copy from before this run: what a step's own undo puts back."""
 
 
+KEPT = ("/etc/apt/preferences.d", "/etc/firewalld/policies", "/etc/modules-load.d")
+"""Directories that packages own and that may be empty: they stay when our file in them goes."""
+
+
+def remove_if_empty(directory: str) -> str:
+    """Shell command: the directory goes, and those above it, as far as nothing is in them."""
+    name = shlex.quote(directory)
+    return "true" if directory in KEPT else f"[ ! -d {name} ] || rmdir -p --ignore-fail-on-non-empty {name}"
+
+
 def begin(journal: str, later: Sequence[str] = ()) -> str:
     """Shell command: a journal is there. ``later``: files that no step may write but our agent may, one day.
 
@@ -170,9 +180,9 @@ def _script(
         lines.append(f"mkdir -p {shlex.quote(path.rpartition('/')[0])}")
         lines.append(f"cp -a {kept} {there}.new; mv -T {there}.new {there}; rm -f {there}{BEFORE}")
     for path in removed:
-        there, directory = shlex.quote(path), shlex.quote(path.rpartition("/")[0])
+        there = shlex.quote(path)
         lines.append(f"rm -f {there} {there}.new {there}{BEFORE}")
-        lines.append(f"[ ! -d {directory} ] || rmdir -p --ignore-fail-on-non-empty {directory}")
+        lines.append(remove_if_empty(path.rpartition("/")[0]))
     lines.append(f"{remove_program(program)}; rm -rf {program}.before")
     lines += reversed(undo)  # when its files are as they were: it may be told to read them
     if units or enabled:

@@ -12,8 +12,8 @@ from ftkvm.agent.join import ASK, entered
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig
 from hostprep import packages
-from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts
-from hostprep.journal import BEFORE, begin, record
+from hostprep.facts import BACKPORTS, MODULES_FILE, PACKAGES, UNITS, HostFacts
+from hostprep.journal import BEFORE, begin, record, remove_if_empty
 from hostprep.openings import Opening, firewall_steps
 from hostprep.package import Package
 from hostprep.place import JOURNAL, PROGRAM, remove_program
@@ -126,6 +126,8 @@ def plan(facts: HostFacts, wish: Wish) -> list[Step]:
         changed.append(
             Step("units", "systemd reads its units", "systemctl daemon-reload", "true", "systemctl daemon-reload")
         )
+    if any(step.name == f"file {MODULES_FILE}" for step in changed):
+        changed.append(_modules(facts))
     opened = firewall_steps(facts.firewall, wish.openings, wish.journal)
     steps += [*changed, *opened, *_services(facts, restart=bool(changed))]
     return [journal_step(wish.journal, wish.later), *steps] if steps else []
@@ -192,7 +194,7 @@ def file_step(path: str, content: bytes, mode: int, journal: str) -> Step:
         f" if [ -e {name} ]; then cp -p {name} {before}; fi; mv {new} {name}",
         f"echo '{hashlib.sha256(content).hexdigest()}  {path}' | sha256sum -c --quiet",
         f"rm -f {new}; if [ -e {before} ]; then mv {before} {name}; else rm -f {name}; fi;"
-        f" rmdir -p --ignore-fail-on-non-empty {directory}{after}",
+        f" {remove_if_empty(path.rpartition('/')[0])}{after}",
         stdin=content,
     )
 
@@ -220,6 +222,14 @@ def join_step(wish: Wish) -> Step:
         # the second: a command sent just before has the lock by then
         question=f"sleep 1; {lock} {_JOIN_S + 10} 9 && {program(10)} {ASK}",
     )
+
+
+def _modules(facts: HostFacts) -> Step:
+    names = " ".join(facts.modules)
+    # without KVM it is a host all the same, and `ftkvm check host` says why it has none
+    command = f"for name in {names}; do modprobe -q $name || true; done"
+    # undo: a module that is loaded does no harm, and something may use it by now
+    return Step("modules", f"load {names}", command, "true", "true")
 
 
 def _services(facts: HostFacts, *, restart: bool) -> Iterator[Step]:

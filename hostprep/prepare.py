@@ -20,8 +20,8 @@ from hostprep import facts as facts_of
 from hostprep import openings as firewalls
 from hostprep import package
 from hostprep.apply import Progress, apply
-from hostprep.facts import UNITS, HostFacts
-from hostprep.ground import MODULES_FILE, Ground, files_of, ground_steps, modules_file
+from hostprep.facts import MODULES_FILE, UNITS, HostFacts
+from hostprep.ground import Ground, files_of, ground_steps, modules_file
 from hostprep.joining import machine_of, members
 from hostprep.journal import take_back
 from hostprep.nics import NETWORKS, REVERT_S, Nic, Surroundings, confirm, frames_lost

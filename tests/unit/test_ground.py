@@ -1,5 +1,6 @@
 """What a host stands on: the VMs' bridge and the NFS mount, as plans; and systemd's own word on the units."""
 
+import hashlib
 import shutil
 import subprocess
 from dataclasses import replace
@@ -9,9 +10,11 @@ import pytest
 
 from ftkvm.catalogue import FtkvmError
 from hostprep.facts import HostFacts, Link
-from hostprep.ground import MODULES_FILE, Ground, bridge_unit, ground_steps, modules_file, mount_unit, mount_unit_name
+from hostprep.ground import Ground, bridge_unit, ground_steps, modules_file, mount_unit, mount_unit_name
 from hostprep.journal import note_unit
 from hostprep.nics import Surroundings
+from hostprep.package import Package
+from hostprep.plan import Wish, plan
 from hostprep.step import Step
 
 BARE = HostFacts(
@@ -116,14 +119,23 @@ def test_enabled_units_are_noted_once(tmp_path: Path) -> None:
     assert (tmp_path / "units").read_text() == "srv-ft\\x2dkvm.mount\n"
 
 
-@pytest.mark.parametrize(("devices", "command"), [
-    (("/dev/net/tun", "/dev/kvm"), None),
-    ((), "set -e; modprobe -q kvm_amd || true; modprobe tun"),
-    (("/dev/net/tun",), "set -e; modprobe -q kvm_amd || true"),
+@pytest.mark.parametrize(("devices", "modules", "loaded"), [
+    (("/dev/net/tun",), ("kvm_amd", "tun"), False), ((), ("kvm_amd", "tun"), True), ((), (), False),
 ])  # fmt: skip
-def test_a_module_that_was_not_loaded_is(devices: tuple[str, ...], command: str | None) -> None:
-    facts = replace(BARE, devices=devices, modules=("kvm_amd", "tun"))
-    found = {step.name: step for step in steps(facts, Ground())}
-    assert (found["modules"].command if "modules" in found else None) == command
-    assert modules_file(facts)[MODULES_FILE][0].decode().split("\n")[1:] == ["kvm_amd", "tun", ""]
-    assert modules_file(replace(facts, modules=())) == {}, "a container: the kernel is not its own"
+def test_tun_is_loaded_where_the_kernel_has_it(
+    devices: tuple[str, ...], modules: tuple[str, ...], loaded: bool
+) -> None:
+    facts = replace(BARE, devices=devices, modules=modules)
+    assert [step.command for step in steps(facts, Ground())][1:] == ["modprobe tun"] * loaded
+
+
+def test_modules_are_loaded_at_each_boot() -> None:
+    facts = replace(BARE, modules=("kvm_amd", "tun"))
+    ((path, (content, _mode)),) = modules_file(facts).items()
+    assert content.decode().split("\n")[1:] == ["kvm_amd", "tun", ""]
+    asked = Wish("kvm1", "/srv/ftkvm", (), Package(b"tar", "digest"), modules_file(facts), "CA", {"host": {}})
+    names = [step.name for step in plan(facts, asked)]
+    assert names.index("modules") == names.index(f"file {path}") + 1
+    assert modules_file(BARE) == {}, "a container: the kernel is not its own"
+    there = replace(facts, digests={path: hashlib.sha256(content).hexdigest()})
+    assert "modules" not in [step.name for step in plan(there, asked)]

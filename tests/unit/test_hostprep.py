@@ -515,3 +515,8 @@ def test_only_a_certificate_that_is_used_is_listed(tmp_path: Path, note: bool, l
     if note:
         note_certificate(home, made)
     assert [row["name"] for row in home.issued() if row["serial"] not in before] == listed
+
+
+def test_a_packages_own_directory_stays_when_our_file_goes() -> None:
+    for path, gone in (("/etc/apt/preferences.d/ftkvm", False), ("/etc/ftkvm/agent.toml", True)):
+        assert ("rmdir" in planning.file_step(path, b"", 0o644, "/j").undo) is gone
