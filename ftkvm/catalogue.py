@@ -515,6 +515,8 @@ CATALOGUE: dict[str, Message] = dict(
            "Mount it with vers=4.2,proto=tcp,hard,actimeo=0,lookupcache=none and without nolock or local_lock (docs/hosts.md says why), one host after the other, each in maintenance."),
         _m("FTKVM-755", "the nftables rules of host {host} drop what they do not name", "They are the host's own, with neither ufw nor firewalld, so ftkvm leaves them as they are. Whether they let the cluster's hosts through was not tried; without that the host is in the cluster and nobody hears it.",
            "Let it in, in the input chain of /etc/nftables.conf: {rules}. The comment `ftkvm` says that this was seen to."),
+        _m("FTKVM-756", "on host {host} the frames of VMs go through the host's firewall ({manager})", "`net.bridge.bridge-nf-call-iptables` is 1 (the module br_netfilter; containers' engines load it): what the firewall does not forward is lost between a VM and its network, though it only passes the bridge.",
+           "`sysctl -w net.bridge.bridge-nf-call-iptables=0`, and the same line in /etc/sysctl.d; or let the firewall forward what passes the VMs' bridge."),
         _m("FTKVM-900", "unexpected failure: {detail}", "An operation met an error nobody foresaw.",
            "Look at `journalctl -u ftkvm-agent` on the host named; nothing is left half done that `ftkvm status` does not show."),
         _m("FTKVM-901", "the request was not understood: {detail}", "The program that asked and the agent do not agree on the interface.",

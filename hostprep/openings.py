@@ -141,3 +141,5 @@ def judge(firewall: Firewall, wanted: Sequence[Opening]) -> Iterator[Finding]:
     """
     if firewall.manager == "nftables" and not firewall.rules:
         yield Finding("FTKVM-755", {"rules": "; ".join(each.nft for each in wanted)}, Severity.WARNING)
+    if firewall.manager and firewall.bridged:
+        yield Finding("FTKVM-756", {"manager": firewall.manager}, Severity.WARNING)

@@ -16,6 +16,7 @@ from .seat import Seat, seated
 
 pytestmark = pytest.mark.lab
 
+BRIDGED = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 UFW = "ufw allow 22/tcp && ufw allow from 10.77.0.0/24 to any port 7446 proto tcp && ufw --force enable"
 FIREWALLD = (
     "systemd-run -q --unit=firewalld-of-test firewalld --nofork --nopid"
@@ -42,6 +43,9 @@ def test_a_pair_lives_behind_firewalls(seat: Seat) -> None:
     for host in seat.hosts:
         said = seat.add_host(host)
         assert (said.status, any("let in by" in step for step in said.out["steps"])) == (0, True), said.err
+        bridged = host.succeeds(["grep", "-qx", "1", BRIDGED])
+        assert ("FTKVM-756" in [each["code"] for each in said.out["warnings"]]) is bridged
+        host.run(["sh", "-c", f"[ ! -e {BRIDGED} ] || echo 0 > {BRIDGED}"])
         assert seat.add_host(host).out["steps"] == []
     seat.wait_hosts()
     guest = seat.guest("f1")

@@ -46,7 +46,7 @@ ANSWERS = {
     "clock": "NTPSynchronized=no\nId=chrony.service\nActiveState=active\n",
     "ca": "", "certificate": "", "strangers": "", "manifest": "0123\n",
     "machine": "m1\n", "boot": "b1\n", "configuration": "",
-    "firewall": "nftables\n", "modules": "kvm_amd\ntun\n",
+    "firewall": "bridged \nnftables\n", "modules": "kvm_amd\ntun\n",
 }  # fmt: skip
 
 

@@ -39,6 +39,7 @@ NETWORKS = {"management": "10.0.0.0/24", "ft": "10.1.0.0/24", "migration": "10.2
 WANTED = openings(HostEntry("host1", "10.0.0.1", "10.1.0.1", "10.2.0.1"), NETWORKS)
 CHANNELS = WANTED[-1]
 UFW = """\
+bridged 0
 ufw
 Added user rules (see 'ufw status' for running firewall):
 ufw allow 22/tcp
@@ -47,11 +48,12 @@ ufw allow from 10.1.0.0/24 to any port 7444 proto udp
 ufw deny 80/tcp
 """
 FIREWALLD = """\
+bridged 0
 firewalld
 rule port port="7443" protocol="tcp" accept
 rule family="ipv4" source address="10.1.0.0/24" port port="7500-8499" protocol="tcp" accept
 """
-OWN = "nftables\n\t\ttype filter hook input priority filter; policy drop;\n"
+OWN = "bridged 0\nnftables\n\t\ttype filter hook input priority filter; policy drop;\n"
 SEEN_TO = OWN + '\t\tip saddr 10.1.0.0/24 tcp dport 7500-8499 accept comment "ftkvm"\n'
 
 
@@ -63,8 +65,9 @@ def test_what_is_let_in_is_said_in_each_managers_words() -> None:
 
 
 @pytest.mark.parametrize(("text", "manager"), [
-    (UFW, "ufw"), (FIREWALLD, "firewalld"), (OWN, "nftables"), ("firewalld\n", "firewalld"),
-    ("nftables\n\t\ttype filter hook input priority filter; policy accept;\n", ""), ("nftables\n", ""), ("", ""),
+    (UFW, "ufw"), (FIREWALLD, "firewalld"), (OWN, "nftables"), ("bridged\nfirewalld\n", "firewalld"),
+    ("bridged\nnftables\n\t\ttype filter hook input priority filter; policy accept;\n", ""),
+    ("bridged\nnftables\n", ""), ("", ""),
 ])  # fmt: skip
 def test_who_rules(text: str, manager: str) -> None:
     assert parse(text).manager == manager
@@ -77,7 +80,7 @@ def test_only_what_is_missing_is_let_in_and_noted() -> None:
         assert (f"ufw allow {each.ufw} comment" in step.command) is not there
         assert (f"ufw delete allow {each.ufw}" in step.undo) is not there
     everything = "".join(f"ufw allow {each.ufw} comment 'ftkvm'\n" for each in WANTED)
-    assert list(firewall_steps(parse("ufw\n" + everything), WANTED, "/j")) == []
+    assert list(firewall_steps(parse("bridged 0\nufw\n" + everything), WANTED, "/j")) == []
 
 
 def test_firewalld_gets_a_policy_and_reads_it() -> None:
@@ -88,19 +91,28 @@ def test_firewalld_gets_a_policy_and_reads_it() -> None:
     assert [zone.get("name") for zone in zones if zone is not None] == ["ANY", "HOST"]
     sources = [rule.find("source") for rule in root.iter("rule")]
     assert [source.get("address") if source is not None else "" for source in sources] == [e.source for e in WANTED]
-    known = parse("firewalld\n" + "".join(f"{each.rich}\n" for each in WANTED))
+    known = parse("bridged\nfirewalld\n" + "".join(f"{each.rich}\n" for each in WANTED))
     assert list(firewall_steps(known, WANTED, "/j")) == []
     assert list(files(known, WANTED)) == [openings_of.POLICY]
     assert files(parse(UFW), WANTED) == {}
 
 
-@pytest.mark.parametrize(("text", "told"), [(OWN, True), (SEEN_TO, False), (UFW, False), ("nftables\n", False)])
+@pytest.mark.parametrize(
+    ("text", "told"), [(OWN, True), (SEEN_TO, False), (UFW, False), ("bridged\nnftables\n", False)]
+)
 def test_an_operators_own_rules_are_left_and_told(text: str, told: bool) -> None:
     found = list(judge(parse(text), WANTED))
     assert [each.code for each in found] == ["FTKVM-755"] * told
     if told:
         assert list(firewall_steps(parse(text), WANTED, "/j")) == []
         assert 'ip saddr 10.1.0.0/24 tcp dport 7500-8499 accept comment "ftkvm"' in found[0].params["rules"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [(UFW.replace("bridged 0", "bridged 1"), True), (UFW, False), ("bridged 1\nnftables\n", False)]
+)
+def test_a_firewall_between_a_vm_and_its_bridge_is_told(text: str, told: bool) -> None:
+    assert [each.code for each in judge(parse(text), WANTED)] == ["FTKVM-756"] * told
 
 
 def test_it_lets_in_before_the_agent_must_be_reached() -> None:
