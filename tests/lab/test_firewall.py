@@ -64,3 +64,4 @@ def test_a_pair_lives_behind_firewalls(seat: Seat) -> None:
         said = seat.ok("host", "remove", host.name, "--address", seat.address(host))
         assert said["taken_back"]["ran"]
         assert (rules(host), host.succeeds(["test", "-e", POLICY])) == (found, False)
+        assert seat.add_host(host).status == 0  # the last host of a cluster cannot be removed
