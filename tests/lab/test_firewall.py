@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,17 @@ def rules(host: Host) -> tuple[str, frozenset[str]]:
     return found.manager, found.rules
 
 
+def removed(seat: Seat, host: Host) -> Any:
+    """Removes it, once the other is a primary host of HA's again (it was added just now)."""
+    deadline = time.monotonic() + 60
+    while True:
+        said = seat.run("host", "remove", host.name, "--address", seat.address(host))
+        if said.code != "FTKVM-244" or time.monotonic() > deadline:
+            assert said.status == 0, said.err
+            return said.out
+        time.sleep(1)
+
+
 def test_a_pair_lives_behind_firewalls(seat: Seat) -> None:
     before = [rules(host) for host in seat.hosts]
     assert [manager for manager, _rules in before] == ["ufw", "firewalld"]
@@ -61,7 +74,6 @@ def test_a_pair_lives_behind_firewalls(seat: Seat) -> None:
     seat.ok("turn-off", "f1")
     seat.ok("vm", "stop", "f1")
     for host, found in zip(seat.hosts, before, strict=True):
-        said = seat.ok("host", "remove", host.name, "--address", seat.address(host))
-        assert said["taken_back"]["ran"]
+        assert removed(seat, host)["taken_back"]["ran"]
         assert (rules(host), host.succeeds(["test", "-e", POLICY])) == (found, False)
         assert seat.add_host(host).status == 0  # the last host of a cluster cannot be removed
