@@ -13,7 +13,7 @@ DEFAULT_KEEPER_PORT = 7444
 DEFAULT_TUNNEL_PORT = 7446
 DEFAULT_HA_PORT = 7445
 FT_PORTS = range(7500, 8500)
-"""TCP, on the FT network: the channels between a pair's two QEMUs. A firewall opens them all (hostprep/firewall.py)."""
+"""TCP, on the FT network: the channels between a pair's two QEMUs. A firewall opens them all (hostprep/openings.py)."""
 
 
 @dataclass(frozen=True)

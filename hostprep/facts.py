@@ -10,6 +10,7 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.core import clock as clocks
 from ftkvm.core.clock import Clock
 from hostprep import firewall as firewalls
+from hostprep import modules
 from hostprep.firewall import Firewall
 from hostprep.place import strangers
 from hostprep.runner import Runner
@@ -27,9 +28,6 @@ OTHERS = ("nfs-common",)
 UNITS = ("ftkvm-agent.service", "ftkvm-keeper.service")
 NIC_UNITS = {network: f"ftkvm-nic-{network}.service" for network in ("management", "ft", "migration")}
 """By network: what sets it up, where :mod:`hostprep.nics` was asked to."""
-MODULES = {"vmx": "kvm_intel", "svm": "kvm_amd", "": "tun"}
-"""What a host needs of its kernel, by the processor's own word for it; empty: whatever processor it is."""
-MODULES_FILE = "/etc/modules-load.d/ftkvm.conf"
 MARK = "==ftkvm=="
 
 
@@ -78,7 +76,7 @@ class HostFacts:
     clock: Clock = field(default_factory=Clock)
     firewall: Firewall = field(default_factory=Firewall)
     modules: tuple[str, ...] = ()
-    """Those of :data:`MODULES` that the host's kernel has and its processor is for."""
+    """Those of :data:`hostprep.modules.WANTED` that the host's kernel has and its processor is for."""
 
 
 def script(datastore: str, files: Sequence[str]) -> str:
@@ -95,10 +93,6 @@ def sections(datastore: str, files: Sequence[str]) -> dict[str, str]:
     write = f"dd if=/dev/zero of={probe} bs=4k count=1 conv=fsync 2>&1 && rm {probe}"
     configs = shlex.quote(f"{datastore}/.ftkvm/config")
     newest = f"cd {configs} 2>/dev/null && cat $(ls | grep -x '[0-9]\\{{7\\}}[.]json' | tail -n 1) </dev/null"
-    has = "; ".join(
-        f"grep -qw '{word or 'processor'}' /proc/cpuinfo && modprobe -n -q {name} 2>/dev/null && echo {name}"
-        for word, name in MODULES.items()
-    )
     unit = "echo $unit $(systemctl is-enabled $unit 2>/dev/null) $(systemctl is-active $unit)"
     return {
         "os": "cat /etc/os-release",
@@ -122,7 +116,7 @@ def sections(datastore: str, files: Sequence[str]) -> dict[str, str]:
         "boot": "cat /proc/sys/kernel/random/boot_id",
         "clock": f"timeout -s KILL 5 sh -c {shlex.quote(clocks.COMMAND)} 2>/dev/null",
         "firewall": f"timeout -s KILL 20 sh -c {shlex.quote(firewalls.COMMAND)}",
-        "modules": has,
+        "modules": modules.COMMAND,
         "configuration": f"timeout -s KILL 5 sh -c {shlex.quote(newest)}",
     }  # fmt: skip
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ftkvm.catalogue import FtkvmError
-from hostprep.facts import MODULES_FILE, HostFacts
+from hostprep import modules
+from hostprep.facts import HostFacts
 from hostprep.journal import note_unit
 from hostprep.nics import NAME, Nic, Surroundings, nic_steps
 from hostprep.plan import file_step, journal_step, package_steps
@@ -61,7 +62,7 @@ def ground_steps(
     :raises FtkvmError: FTKVM-206 no system that we prepare, 390, 391, 392 the NIC cannot be the bridge's, 393 something
         else is mounted; 242, 390, 751, 752 the networks
     """
-    steps = [*_tun(facts)]
+    steps = [modules.load_tun()] if "tun" in facts.modules and "/dev/net/tun" not in facts.devices else []
     steps += [step for each in asked.nics for step in nic_steps(facts, each, host, around, journal)]
     steps += [*_bridge(facts, asked.nic, host, bridge, journal), *_mount(facts, asked.export, host, datastore, journal)]
     if steps and facts.system_id != "debian 13":
@@ -72,19 +73,6 @@ def ground_steps(
 def files_of(steps: Iterable[Step]) -> dict[str, tuple[bytes, int]]:
     """The files that the steps write, as a dry run shows them."""
     return {step.name.removeprefix("file "): (step.stdin, 0o644) for step in steps if step.name.startswith("file ")}
-
-
-def _tun(facts: HostFacts) -> Iterator[Step]:
-    """Without it no VM has a network; udev loads it by itself unless it was told not to."""
-    if "tun" in facts.modules and "/dev/net/tun" not in facts.devices:
-        # undo: a module that is loaded does no harm, and something may use it by now
-        yield Step("module tun", "load tun", "modprobe tun", "test -c /dev/net/tun", "true")
-
-
-def modules_file(facts: HostFacts) -> dict[str, tuple[bytes, int]]:
-    """That they are loaded at each boot, as a wish has files. Source: modules-load.d(5)."""
-    text = "".join(f"{line}\n" for line in ("# Written by `ftkvm host add`.", *facts.modules))
-    return {MODULES_FILE: (text.encode(), 0o644)} if facts.modules else {}
 
 
 def _bridge(facts: HostFacts, nic: str, host: str, bridge: str, journal: str) -> Iterator[Step]:

@@ -51,7 +51,7 @@ class Opening:
         return f'{source}{self.protocol} dport {self.ports("-")} accept comment "ftkvm"'
 
 
-def openings(entry: HostEntry, networks: Mapping[str, str]) -> tuple[Opening, ...]:
+def needed(entry: HostEntry, networks: Mapping[str, str]) -> tuple[Opening, ...]:
     """What a host must let in. ``networks``: management, ft and migration as CIDR.
 
     The API is open to anyone, as operators sit anywhere: it talks to no one without a certificate of the cluster's.

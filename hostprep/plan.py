@@ -11,8 +11,8 @@ from ftkvm.agent.ha.documents import understood
 from ftkvm.agent.join import ASK, entered
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig
-from hostprep import packages
-from hostprep.facts import BACKPORTS, MODULES_FILE, PACKAGES, UNITS, HostFacts
+from hostprep import modules, packages
+from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts
 from hostprep.journal import BEFORE, begin, record, remove_if_empty
 from hostprep.openings import Opening, firewall_steps
 from hostprep.package import Package
@@ -126,8 +126,8 @@ def plan(facts: HostFacts, wish: Wish) -> list[Step]:
         changed.append(
             Step("units", "systemd reads its units", "systemctl daemon-reload", "true", "systemctl daemon-reload")
         )
-    if any(step.name == f"file {MODULES_FILE}" for step in changed):
-        changed.append(_modules(facts))
+    if any(step.name == f"file {modules.FILE}" for step in changed):
+        changed.append(modules.load(facts.modules))
     opened = firewall_steps(facts.firewall, wish.openings, wish.journal)
     steps += [*changed, *opened, *_services(facts, restart=bool(changed))]
     return [journal_step(wish.journal, wish.later), *steps] if steps else []
@@ -185,16 +185,17 @@ def _package(facts: HostFacts, wish: Wish) -> Iterator[Step]:
 def file_step(path: str, content: bytes, mode: int, journal: str) -> Step:
     """A file of ours; what was there is kept in the journal."""
     name, before = shlex.quote(path), shlex.quote(path + BEFORE)
-    directory, new = shlex.quote(path.rpartition("/")[0]), shlex.quote(path + ".new")
+    parent, new = path.rpartition("/")[0], shlex.quote(path + ".new")
     after = "; systemctl daemon-reload" if path.startswith("/etc/systemd/") else ""
     return Step(
         f"file {path}",
         f"write {path}",
-        f"set -e; {record(journal, path)}; mkdir -p {directory}; umask 077; cat > {new}; chmod {mode:o} {new};"
+        f"set -e; {record(journal, path)}; mkdir -p {shlex.quote(parent)}; umask 077;"
+        f" cat > {new}; chmod {mode:o} {new};"
         f" if [ -e {name} ]; then cp -p {name} {before}; fi; mv {new} {name}",
         f"echo '{hashlib.sha256(content).hexdigest()}  {path}' | sha256sum -c --quiet",
         f"rm -f {new}; if [ -e {before} ]; then mv {before} {name}; else rm -f {name}; fi;"
-        f" {remove_if_empty(path.rpartition('/')[0])}{after}",
+        f" {remove_if_empty(parent)}{after}",
         stdin=content,
     )
 
@@ -222,14 +223,6 @@ def join_step(wish: Wish) -> Step:
         # the second: a command sent just before has the lock by then
         question=f"sleep 1; {lock} {_JOIN_S + 10} 9 && {program(10)} {ASK}",
     )
-
-
-def _modules(facts: HostFacts) -> Step:
-    names = " ".join(facts.modules)
-    # without KVM it is a host all the same, and `ftkvm check host` says why it has none
-    command = f"for name in {names}; do modprobe -q $name || true; done"
-    # undo: a module that is loaded does no harm, and something may use it by now
-    return Step("modules", f"load {names}", command, "true", "true")
 
 
 def _services(facts: HostFacts, *, restart: bool) -> Iterator[Step]:

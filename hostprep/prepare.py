@@ -17,15 +17,13 @@ from ftkvm.core.trust import Role
 from ftkvm.home import ClusterFile, Home
 from ftkvm.ports import Json
 from hostprep import facts as facts_of
-from hostprep import openings as firewalls
-from hostprep import package
+from hostprep import modules, openings, package
 from hostprep.apply import Progress, apply
-from hostprep.facts import MODULES_FILE, UNITS, HostFacts
-from hostprep.ground import Ground, files_of, ground_steps, modules_file
+from hostprep.facts import UNITS, HostFacts
+from hostprep.ground import Ground, files_of, ground_steps
 from hostprep.joining import machine_of, members
 from hostprep.journal import take_back
 from hostprep.nics import NETWORKS, REVERT_S, Nic, Surroundings, confirm, frames_lost
-from hostprep.openings import POLICY, openings
 from hostprep.packages import PIN, PREFERENCES
 from hostprep.place import JOURNAL
 from hostprep.plan import (
@@ -116,10 +114,7 @@ def prepare(
 
 
 def _warnings(entry: HostEntry, found: HostFacts, cluster: ClusterFile) -> tuple[FtkvmError, ...]:
-    findings = (
-        *judge(found.clock),
-        *firewalls.judge(found.firewall, openings(entry, _surroundings(cluster).networks)),
-    )
+    findings = (*judge(found.clock), *openings.judge(found.firewall, _openings(entry, cluster)))
     return tuple(FtkvmError(each.code, **{"host": entry.name, **each.params}) for each in findings)
 
 
@@ -227,10 +222,14 @@ def host_entry(name: str, found: HostFacts, cluster: ClusterFile) -> HostEntry:
     return HostEntry(name, addresses["management"], addresses["ft"], addresses["migration"])
 
 
+def _openings(entry: HostEntry, cluster: ClusterFile) -> tuple[openings.Opening, ...]:
+    return openings.needed(entry, _surroundings(cluster).networks)
+
+
 def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFacts) -> Wish:
     """What the host shall have; a certificate that is still good stays."""
     authority = home.authority()
-    wanted = openings(entry, _surroundings(cluster).networks)
+    wanted = _openings(entry, cluster)
     config = HostConfig(
         entry.name, entry.management, entry.ft, entry.migration, Path(cluster.datastore), tuple(cluster.vm_bridges),
         entry.api_port, entry.keeper_port, watchdog=WATCHDOG if WATCHDOG in found.devices else "",
@@ -241,8 +240,8 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
         **({_REVOKED: (home.revocation_list(), 0o644)} if home.revocation_list() else {}),
         "/etc/ftkvm/beat.key": (home.beat_key(), 0o600),
         PREFERENCES: (PIN, 0o644),
-        **modules_file(found),
-        **firewalls.files(found.firewall, wanted),
+        **modules.files(found.modules),
+        **openings.files(found.firewall, wanted),
         **unit_files(),
     }
     addresses = (entry.management, entry.ft)
@@ -277,7 +276,7 @@ def note_certificate(home: Home, wish: Wish) -> None:
 
 def _file_names() -> list[str]:
     pki = [f"{_PKI}/{name}" for name in ("ca.crt", "host.crt", "host.key")]
-    return [CONFIG, "/etc/ftkvm/beat.key", *pki, _REVOKED, PREFERENCES, POLICY, MODULES_FILE, *unit_files()]
+    return [CONFIG, "/etc/ftkvm/beat.key", *pki, _REVOKED, PREFERENCES, openings.POLICY, modules.FILE, *unit_files()]
 
 
 def require_out(runner: Runner, datastore: str) -> None:

@@ -1,12 +1,9 @@
 """The daemons run confined, as `host add` sets them up, and a pair lives on them: made, taken over, made again."""
 
-import os
-import signal
 from collections.abc import Iterator
 
 import pytest
 
-from ftkvm.lab import faults
 from ftkvm.lab.client import CounterClient, wait_for_guest
 from ftkvm.lab.host import Host
 
@@ -60,8 +57,7 @@ def test_a_pair_lives_on_confined_daemons(seat: Seat) -> None:
         for host in seat.hosts:
             for unit in ("ftkvm-agent.service", "ftkvm-keeper.service"):
                 assert confinement(host, unit) == ("1", "2", True)
-        for pid in faults.qemu_pids(home, "c1"):
-            os.kill(pid, signal.SIGKILL)
+        home.kill("qemu:c1")
         seat.wait_protected("c1", after_epoch=pair["epoch"])
         assert (client.broken, client.gaps) == (None, 0)
     assert [refused(host) for host in seat.hosts] == ["", ""]

@@ -1,6 +1,5 @@
 """Who listens on the FT or the migration network reads nothing of a VM: seen on the wire, beside the plain channels."""
 
-import os
 import signal
 import subprocess
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ftkvm.lab import channels, faults, names
+from ftkvm.lab import channels, names
 from ftkvm.lab.client import CounterClient, LedgerClient, wait_for_guest
 from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.system import wait_for
@@ -111,8 +110,7 @@ def test_an_encrypted_pair_cannot(seat: Seat, guest: Guest, tmp_path: Path) -> N
             assert pair["encrypted"] is True
             write_records(guest, 20_001)
             home = seat.host(seat.vm("e1")["host"])
-            for pid in faults.qemu_pids(home, "e1"):
-                os.kill(pid, signal.SIGKILL)
+            home.kill("qemu:e1")
             assert seat.wait_protected("e1", after_epoch=pair["epoch"])["encrypted"] is True
             write_records(guest, 40_001)
         assert (client.broken, client.gaps) == (None, 0)

@@ -1,14 +1,11 @@
 """Hosts whose firewall lets in nothing but SSH become hosts of a cluster, and a pair lives on them (OP-01, OP-02)."""
 
-import os
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from ftkvm.lab import faults
 from ftkvm.lab.client import CounterClient, wait_for_guest
 from ftkvm.lab.host import Host
 from hostprep.firewall import COMMAND, parse
@@ -67,8 +64,7 @@ def test_a_pair_lives_behind_firewalls(seat: Seat) -> None:
     with CounterClient(guest.address) as client:
         seat.ok("enable", "f1")
         pair = seat.wait_protected("f1")
-        for pid in faults.qemu_pids(seat.host(seat.vm("f1")["host"]), "f1"):
-            os.kill(pid, signal.SIGKILL)
+        seat.host(seat.vm("f1")["host"]).kill("qemu:f1")
         seat.wait_protected("f1", after_epoch=pair["epoch"])
         assert (client.broken, client.gaps) == (None, 0)
     seat.ok("turn-off", "f1")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ftkvm.catalogue import FtkvmError
+from hostprep import modules
 from hostprep.facts import HostFacts, Link
-from hostprep.ground import Ground, bridge_unit, ground_steps, modules_file, mount_unit, mount_unit_name
+from hostprep.ground import Ground, bridge_unit, ground_steps, mount_unit, mount_unit_name
 from hostprep.journal import note_unit
 from hostprep.nics import Surroundings
 from hostprep.package import Package
@@ -131,11 +132,11 @@ def test_tun_is_loaded_where_the_kernel_has_it(
 
 def test_modules_are_loaded_at_each_boot() -> None:
     facts = replace(BARE, modules=("kvm_amd", "tun"))
-    ((path, (content, _mode)),) = modules_file(facts).items()
+    ((path, (content, _mode)),) = modules.files(facts.modules).items()
     assert content.decode().split("\n")[1:] == ["kvm_amd", "tun", ""]
-    asked = Wish("kvm1", "/srv/ftkvm", (), Package(b"tar", "digest"), modules_file(facts), "CA", {"host": {}})
+    asked = Wish("kvm1", "/srv/ftkvm", (), Package(b"tar", "digest"), modules.files(facts.modules), "CA", {"host": {}})
     names = [step.name for step in plan(facts, asked)]
     assert names.index("modules") == names.index(f"file {path}") + 1
-    assert modules_file(BARE) == {}, "a container: the kernel is not its own"
+    assert modules.files(BARE.modules) == {}, "a container: the kernel is not its own"
     there = replace(facts, digests={path: hashlib.sha256(content).hexdigest()})
     assert "modules" not in [step.name for step in plan(there, asked)]

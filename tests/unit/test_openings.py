@@ -1,7 +1,6 @@
 """The firewall's openings: outputs as Debian 13 has them (ufw 0.36.2, firewalld 2.3.1), plans, and taking them back."""
 
 import shlex
-import subprocess
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -9,34 +8,14 @@ from pathlib import Path
 import pytest
 
 from ftkvm.config import HostEntry
-from hostprep import openings as openings_of
-from hostprep.facts import HostFacts
 from hostprep.firewall import parse
 from hostprep.journal import note_undo, take_back
-from hostprep.openings import files, firewall_steps, judge, openings, policy
-from hostprep.package import Package
-from hostprep.plan import Wish, journal_step, plan
-from hostprep.ssh import Result
-
-JOIN: dict[str, object] = {"cluster": "c", "host": {"name": "host1"}}
-BARE = HostFacts(
-    system="Debian GNU/Linux 13 (trixie)", system_id="debian 13", packages={}, addresses=(), bridges=(),
-    mount_point="/srv/ftkvm", datastore_status="ok", qemu=(), libvirt=(), devices=("/dev/net/tun",), digests={},
-)  # fmt: skip
-
-
-class Local:
-    """Runs commands on this machine; their paths are in a test's directory."""
-
-    host = "host1"
-
-    def run(self, command: str, stdin: bytes = b"", timeout_s: float = 60.0) -> Result:
-        done = subprocess.run(["sh", "-c", command], input=stdin, capture_output=True, timeout=timeout_s)
-        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
-
+from hostprep.openings import POLICY, files, firewall_steps, judge, needed, policy
+from hostprep.plan import journal_step, plan
+from tests.unit.test_hostprep import Local, good, wish
 
 NETWORKS = {"management": "10.0.0.0/24", "ft": "10.1.0.0/24", "migration": "10.2.0.0/24"}
-WANTED = openings(HostEntry("host1", "10.0.0.1", "10.1.0.1", "10.2.0.1"), NETWORKS)
+WANTED = needed(HostEntry("host1", "10.0.0.1", "10.1.0.1", "10.2.0.1"), NETWORKS)
 CHANNELS = WANTED[-1]
 UFW = """\
 bridged 0
@@ -93,7 +72,7 @@ def test_firewalld_gets_a_policy_and_reads_it() -> None:
     assert [source.get("address") if source is not None else "" for source in sources] == [e.source for e in WANTED]
     known = parse("bridged\nfirewalld\n" + "".join(f"{each.rich}\n" for each in WANTED))
     assert list(firewall_steps(known, WANTED, "/j")) == []
-    assert list(files(known, WANTED)) == [openings_of.POLICY]
+    assert list(files(known, WANTED)) == [POLICY]
     assert files(parse(UFW), WANTED) == {}
 
 
@@ -116,8 +95,7 @@ def test_a_firewall_between_a_vm_and_its_bridge_is_told(text: str, told: bool) -
 
 
 def test_it_lets_in_before_the_agent_must_be_reached() -> None:
-    asked = Wish("host1", "/srv/ftkvm", (), Package(b"tar", "digest"), {}, "CA", JOIN, openings=WANTED)
-    steps = [step.name for step in plan(replace(BARE, firewall=parse(UFW)), asked)]
+    steps = [step.name for step in plan(replace(good(), firewall=parse(UFW)), replace(wish(), openings=WANTED))]
     assert steps.index("firewall ufw") < steps.index("services")
 
 
