@@ -136,6 +136,12 @@ class World:
     def gate(self, host: str) -> str:
         return self.client(host).status().pairs[UUID].gate
 
+    def lets_out(self, host: str) -> bool:
+        """Whether the kernel passes the VM's frames: what nftables has now, whatever the keeper thinks or is."""
+        show = ["ip", "netns", "exec", self.netns(host), "nft", "list", "set", "bridge", "ftkvm", "open"]
+        said = subprocess.run(show, check=True, capture_output=True, text=True, timeout=10).stdout
+        return f'"{TAP}"' in said
+
     def signal(self, host: str, number: signal.Signals) -> None:
         self.keepers[host].send_signal(number)
 

@@ -217,6 +217,9 @@ def wait_for_guest(address: str, timeout_s: float = 60) -> float:
         time.sleep(0.1)
 
 
+_ETH_P_ALL = 3
+
+
 @dataclass
 class Emission:
     """Frames with a guest's source address that came out of one host."""
@@ -229,11 +232,23 @@ class Emission:
     """Frames by EtherType."""
 
 
+def listen(port: str) -> socket.socket:
+    """A socket that hears what passes one interface of this network name space, and nothing of any other.
+
+    It is made deaf (protocol 0) and told the protocol with the interface: made with a protocol it would hear *every*
+    interface until it is bound, and frames of one host would be taken for those of another (packet(7)).
+    """
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+    sock.bind((port, _ETH_P_ALL))
+    sock.setblocking(False)
+    return sock
+
+
 class Capture:
     """Watches the switch's port to each host and says which host emits frames of a guest's address."""
 
     _OUTGOING = 4  # PACKET_OUTGOING: what the switch sends *to* the host
-    _ALL = 3  # ETH_P_ALL
 
     def __init__(self, hosts: list[str]) -> None:
         self._frames: dict[str, dict[str, Emission]] = {}
@@ -273,10 +288,7 @@ class Capture:
                 if known:
                     self._selector.unregister(known[1])
                     known[1].close()
-                sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(self._ALL))
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-                sock.bind((port, self._ALL))
-                sock.setblocking(False)
+                sock = listen(port)
                 self._selector.register(sock, selectors.EVENT_READ, host)
                 self._open[host] = (index, sock)
 
