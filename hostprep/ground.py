@@ -114,7 +114,8 @@ def _enable(unit: str, text: str, proof: str, journal: str) -> Step:
     return Step(
         f"unit {unit}",
         text,
-        f"{note_unit(journal, unit)} && systemctl daemon-reload && systemctl enable -q --now {name}",
+        f"{note_unit(journal, unit)} && systemctl daemon-reload && systemctl enable -q --now {name}"
+        f" && sync -f {_SYSTEMD}",
         proof,
         f"systemctl disable -q --now {name}",
         timeout_s=150.0,

@@ -144,7 +144,8 @@ def nic_steps(facts: HostFacts, asked: Nic, host: str, around: Surroundings, jou
 
 def confirm(asked: Nic) -> str:
     """Shell command: it stays, also after a boot. To be run over a connection that was made after it."""
-    return f"systemctl stop {revert_unit(asked)}.timer && systemctl enable -q --now {shlex.quote(asked.unit)}"
+    enable = f"systemctl enable -q --now {shlex.quote(asked.unit)} && sync -f /etc/systemd"
+    return f"systemctl stop {revert_unit(asked)}.timer && {enable}"
 
 
 def revert_unit(asked: Nic) -> str:

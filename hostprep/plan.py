@@ -183,7 +183,8 @@ def _package(facts: HostFacts, wish: Wish) -> Iterator[Step]:
 
 
 def file_step(path: str, content: bytes, mode: int, journal: str) -> Step:
-    """A file of ours; what was there is kept in the journal."""
+    """A file of ours; what was there is kept in the journal. It is on the disk before it has its name: a host that lost
+    its power seconds later came back with an empty private key, and its agent did not start (seen)."""
     name, before = shlex.quote(path), shlex.quote(path + BEFORE)
     parent, new = path.rpartition("/")[0], shlex.quote(path + ".new")
     after = "; systemctl daemon-reload" if path.startswith("/etc/systemd/") else ""
@@ -191,8 +192,8 @@ def file_step(path: str, content: bytes, mode: int, journal: str) -> Step:
         f"file {path}",
         f"write {path}",
         f"set -e; {record(journal, path)}; mkdir -p {shlex.quote(parent)}; umask 077;"
-        f" cat > {new}; chmod {mode:o} {new};"
-        f" if [ -e {name} ]; then cp -p {name} {before}; fi; mv {new} {name}",
+        f" cat > {new}; chmod {mode:o} {new}; sync {new};"
+        f" if [ -e {name} ]; then cp -p {name} {before}; fi; mv {new} {name}; sync {shlex.quote(parent)}",
         f"echo '{hashlib.sha256(content).hexdigest()}  {path}' | sha256sum -c --quiet",
         f"rm -f {new}; if [ -e {before} ]; then mv {before} {name}; else rm -f {name}; fi;"
         f" {remove_if_empty(parent)}{after}",
@@ -233,7 +234,7 @@ def _services(facts: HostFacts, *, restart: bool) -> Iterator[Step]:
     yield Step(
         "services",
         "start the agent and the keeper" if not active else "restart the agent and the keeper (VMs go on)",
-        f"systemctl enable -q {units} && systemctl restart {units}"
+        f"systemctl enable -q {units} && sync -f /etc/systemd && systemctl restart {units}"
         " || { journalctl -q _SYSTEMD_UNIT=ftkvm-agent.service + _SYSTEMD_UNIT=ftkvm-keeper.service"
         " -n 3 -o cat >&2; exit 1; }",
         f"systemctl is-active -q {units}",

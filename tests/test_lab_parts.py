@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import demo, faults, image, lab, ledger, names, preflight, recipe
+from ftkvm.lab import demo, faults, image, lab, ledger, names, preflight, recipe, record
 from ftkvm.lab.guest import build
 
 
@@ -107,7 +107,7 @@ def test_the_demo_is_judged_by_what_it_promises() -> None:
 
 
 def test_without_a_lab_each_command_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(lab, "RECORD", tmp_path / "none.json")
+    monkeypatch.setattr(record, "RECORD", tmp_path / "none.json")
     for act in (lambda: faults.crash("host1"), lambda: faults.cut("host1", "ft"), lambda: lab.status()):
         with pytest.raises(FtkvmError) as caught:
             act()

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import lab, names
-from ftkvm.lab.vm import layer, machine
+from ftkvm.lab import lab, names, record
+from ftkvm.lab.vm import dilation, layer, machine
 from ftkvm.lab.vm.host import VmHost
 
 
@@ -66,13 +67,36 @@ def test_networkd_names_each_nic_by_its_address_and_gives_it_the_hosts() -> None
 def test_a_lab_stays_of_one_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     old = tmp_path / "lab.json"
     old.write_text(json.dumps({"hosts": 3, "memory_mib": None, "image": "x"}))  # of a version without VMs
-    monkeypatch.setattr(lab, "RECORD", old)
+    monkeypatch.setattr(record, "RECORD", old)
     assert lab.record().hosts_as == lab.CONTAINERS
     with pytest.raises(FtkvmError) as caught:
         lab.up(3, None, print, lab.VMS)
     assert caught.value.code == "FTKVM-740"
     old.write_text(json.dumps({"hosts": 1, "memory_mib": None, "image": "x", "hosts_as": "vms"}))
     assert [type(each) for each in lab.hosts()] == [VmHost]
+
+
+@pytest.mark.parametrize(("asked", "code"), [((lab.CONTAINERS, 8.0), "FTKVM-742"), ((lab.VMS, 4.0), "FTKVM-743")])
+def test_a_labs_clocks_go_at_one_pace(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: tuple[str, float], code: str
+) -> None:
+    there = tmp_path / "lab.json"
+    there.write_text(
+        json.dumps({"hosts": 1, "memory_mib": None, "image": "x", "hosts_as": asked[0], "time_dilation": 8})
+    )
+    monkeypatch.setattr(record, "RECORD", there)
+    with pytest.raises(FtkvmError) as caught:
+        lab.up(1, None, print, *asked)
+    assert caught.value.code == code
+
+
+def test_emulated_hosts_see_slower_clocks_and_hosts_on_hardware_the_real_ones(tmp_path: Path) -> None:
+    slow = replace(made(tmp_path), time_dilation=8.0)
+    words = machine.qemu_command(slow)
+    assert words[words.index("--preload") + 1].endswith("libfaketimeMT.so.1")
+    assert machine.environment(slow)["FAKETIME"] == "+0 x0.125000"
+    assert "--preload" not in machine.qemu_command(made(tmp_path)) and machine.environment(made(tmp_path)) == {}
+    assert dilation.default("tcg") > 1 and dilation.default("kvm") == 1
 
 
 def test_a_second_lab_shares_no_name_with_the_first() -> None:

@@ -30,9 +30,16 @@ def lab() -> None:
     default=None,
     help="What a host is (default: as the lab is, containers if there is none).",
 )
-def up(hosts: int, memory: int | None, hosts_as: str | None) -> None:
+@click.option(
+    "--time-dilation",
+    type=click.FloatRange(1, 100),
+    default=None,
+    metavar="FACTOR",
+    help="How much slower the clocks of hosts that are VMs go (default: 8 where they are emulated, else 1).",
+)
+def up(hosts: int, memory: int | None, hosts_as: str | None, time_dilation: float | None) -> None:
     """Make the lab, or bring back what of it is not running."""
-    labs.up(hosts, memory, _say, hosts_as)
+    labs.up(hosts, memory, _say, hosts_as, time_dilation)
 
 
 @lab.command()
@@ -62,7 +69,7 @@ def status(output: str) -> None:
             f"{row['name']:8} {row['state']:8} {row['addresses']['management']:12} storage {row['storage']:7}"
             f" watchdog {row['watchdog']:16} {'cut: ' + ', '.join(cut) if cut else 'all links up'}"
         )
-    for key in ("hosts_as", "kvm", "image", "datastore", "operator_home"):
+    for key in ("hosts_as", "time_dilation", "kvm", "image", "datastore", "operator_home"):
         click.echo(f"{key}: {document[key]}")
 
 

@@ -1,6 +1,7 @@
 """``make demo``: a host dies silently; the client of its VM notices a short pause and nothing else.
 
-``make kvm`` is the same story on hosts that are virtual machines, whose guests KVM runs.
+``make kvm`` is the same story on hosts that are virtual machines, whose guests KVM runs. Where they are emulated, their
+clocks go slower (:mod:`ftkvm.lab.vm.dilation`), and all figures are in their time, those that the client took too.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import faults, lab, ledger, names
 from ftkvm.lab.client import Capture, CounterClient, GapProbe, LedgerClient, wait_for_guest
 from ftkvm.lab.guest import domain
-from ftkvm.lab.stage import Stage
+from ftkvm.lab.stage import Stage, patience
 from ftkvm.lab.vm.machine import accelerator
 
 VM = "vm1"
@@ -26,7 +27,6 @@ REPORTS = {lab.CONTAINERS: Path("build/demo.json"), lab.VMS: Path("build/kvm.jso
 GUEST_MEMORY_MIB = 192
 PROTECT_TIMEOUT_S = 60
 REPROTECT_TIMEOUT_S = 90
-EMULATED_PATIENCE = 4.0
 STREAM_S = 5.0
 """How long the client streams before and after each event."""
 
@@ -36,6 +36,8 @@ class Story:
     """Tells what happens, with the time since the start, and keeps the figures for the report."""
 
     report: Path
+    time_dilation: float = 1.0
+    """Seconds here for each of the hosts; figures are in theirs."""
     figures: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
@@ -47,6 +49,18 @@ class Story:
 
     def note(self, **figures: Any) -> None:
         self.figures.update(figures)
+
+    def pause_ms(self, stream: CounterClient | GapProbe | LedgerClient) -> float:
+        """The longest pause since the last mark, in the hosts' time."""
+        return round(stream.longest_pause_ms() / self.time_dilation, 1)
+
+    def since_s(self, moment_s: float) -> float:
+        """Since then (monotonic clock), in the hosts' time."""
+        return round((time.monotonic() - moment_s) / self.time_dilation, 2)
+
+    def round_trip_ms(self, probe: GapProbe) -> float:
+        """The median, in the hosts' time."""
+        return round(median(probe.round_trip_ms) / self.time_dilation, 2) if probe.round_trip_ms else 0.0
 
     def write(self) -> None:
         """Writes the report, also of a run that failed half-way."""
@@ -133,25 +147,29 @@ def _vm(stage: Stage, story: Story) -> domain.Guest:
 
 def _protect(stage: Stage, story: Story, clients: Clients) -> None:
     story.chapter("A client streams; fault tolerance is turned on")
-    time.sleep(STREAM_S)
-    story.note(unprotected_round_trip_ms=_median(clients.probe), unprotected_pause_ms=_pause(clients.probe))
+    time.sleep(STREAM_S * story.time_dilation)
+    story.note(
+        unprotected_round_trip_ms=story.round_trip_ms(clients.probe), unprotected_pause_ms=story.pause_ms(clients.probe)
+    )
     clients.mark()
     started = time.monotonic()
     stage.ftkvm("enable", VM)
     pair = stage.wait_protected(VM, PROTECT_TIMEOUT_S)
-    command_s = round(time.monotonic() - started, 2)
+    command_s = story.since_s(started)
     story.note(protect_s=pair["protect"]["protect_s"], enable_command_s=command_s)
     clients.wait_progress(10 * stage.patience)
-    story.note(protect_pause_ms=_pause(clients.probe))
+    story.note(protect_pause_ms=story.pause_ms(clients.probe))
     story.say(
         f"protected in {story.figures['protect_s']} s (the command took {command_s} s: an emulated guest that was just "
         f"started is let boot first): primary on {pair['host']}, secondary on "
-        f"{pair['secondary_host']}; the client's longest pause meanwhile was {_pause(clients.probe)} ms"
+        f"{pair['secondary_host']}; the client's longest pause meanwhile was {story.pause_ms(clients.probe)} ms"
     )
     clients.probe.round_trip_ms.clear()
     clients.mark()
-    time.sleep(STREAM_S)
-    story.note(protected_round_trip_ms=_median(clients.probe), protected_pause_ms=_pause(clients.probe))
+    time.sleep(STREAM_S * story.time_dilation)
+    story.note(
+        protected_round_trip_ms=story.round_trip_ms(clients.probe), protected_pause_ms=story.pause_ms(clients.probe)
+    )
     story.say(
         f"round trip {story.figures['unprotected_round_trip_ms']} ms before, "
         f"{story.figures['protected_round_trip_ms']} ms now"
@@ -175,7 +193,7 @@ def _crash(stage: Stage, story: Story, clients: Clients) -> Loss:
     loss = Loss(dead, epoch, time.monotonic())
     faults.crash(dead)
     clients.wait_progress(30 * stage.patience)
-    story.note(client_gap_ms=_pause(clients.probe), counter_gap_ms=_pause(clients.counter))
+    story.note(client_gap_ms=story.pause_ms(clients.probe), counter_gap_ms=story.pause_ms(clients.counter))
     story.say(f"the client goes on, on the same connections, after {story.figures['client_gap_ms']} ms")
     return loss
 
@@ -184,16 +202,20 @@ def _protected_again(stage: Stage, story: Story, clients: Clients, guest: domain
     after = stage.wait_protected(VM, REPROTECT_TIMEOUT_S, after_epoch=loss.epoch)
     failover = after.get("last_failover") or {}
     story.note(
-        reprotect_s=round(time.monotonic() - loss.at_s, 2),
+        reprotect_s=story.since_s(loss.at_s),
         promote_ms=failover.get("promote_ms"),
         failover=failover,
-        reprotect_pause_ms=_pause(clients.probe),
+        reprotect_pause_ms=story.pause_ms(clients.probe),
     )
     story.say(
         f"promoted on {after['host']} in {failover.get('promote_ms')} ms; protected again on "
         f"{after['secondary_host']}, {story.figures['reprotect_s']} s after the loss"
     )
-    emitters = {host: e.frames for host, e in clients.capture.emitters(guest.mac).items() if e.last > loss.at_s + 1}
+    emitters = {
+        host: e.frames
+        for host, e in clients.capture.emitters(guest.mac).items()
+        if e.last > loss.at_s + story.time_dilation
+    }
     story.note(emitters_after_crash=emitters)
     story.say(f"frames of {VM} on the switch since, by host: {emitters}")
 
@@ -204,9 +226,9 @@ def _repair(stage: Stage, story: Story, clients: Clients, dead: str) -> None:
     faults.start(dead)
     story.say(f"{dead} has booted")
     stage.wait_usable(dead)
-    story.note(host_back_s=round(time.monotonic() - started, 2))
+    story.note(host_back_s=story.since_s(started))
     story.say(f"{dead} is a usable host of the cluster again after {story.figures['host_back_s']} s")
-    time.sleep(STREAM_S)
+    time.sleep(STREAM_S * story.time_dilation)
     clients.wait_progress(10 * stage.patience)
 
 
@@ -229,14 +251,6 @@ def _prove(stage: Stage, story: Story, acknowledged: list[int]) -> None:
         f"{verdict.acknowledged} records were acknowledged: {len(verdict.lost)} lost, {len(verdict.doubled)} "
         f"doubled, {len(verdict.wrong)} wrong; the image check is clean"
     )
-
-
-def _pause(stream: CounterClient | GapProbe | LedgerClient) -> float:
-    return round(stream.longest_pause_ms(), 1)
-
-
-def _median(probe: GapProbe) -> float:
-    return round(median(probe.round_trip_ms), 2) if probe.round_trip_ms else 0.0
 
 
 def judge(figures: dict[str, Any]) -> list[str]:
@@ -268,8 +282,10 @@ def main() -> int:
         story.chapter("The lab")
         lab.down(story.say)
         lab.up(count, None, story.say, asked.hosts_as)
+        story.time_dilation = lab.record().time_dilation
+        story.note(time_dilation=story.time_dilation)
         story.note(lab_s=round(time.monotonic() - story.started, 1))
-        play(Stage(tuple(names.host_names(count)), patience=EMULATED_PATIENCE if emulated else 1.0), story)
+        play(Stage(tuple(names.host_names(count)), patience=patience(story.time_dilation)), story)
     except FtkvmError as error:
         story.note(error=error.to_json())
         story.say(f"{error}\n  cause:  {error.cause}\n  remedy: {error.remedy}")

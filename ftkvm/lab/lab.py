@@ -1,41 +1,24 @@
 """The lab as a whole: up, down, status. Everything is idempotent and mends what a killed run left."""
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import image, names, network, operator, preflight
 from ftkvm.lab.base import LabHost
 from ftkvm.lab.host import Host
+from ftkvm.lab.record import RECORD as RECORD
+from ftkvm.lab.record import Record, standing
+from ftkvm.lab.record import record as record
 from ftkvm.lab.system import cgroup2_root, exclusive, mounts_below, run
-from ftkvm.lab.vm import layer
+from ftkvm.lab.vm import dilation, layer
 from ftkvm.lab.vm.host import VmHost
+from ftkvm.lab.vm.machine import accelerator
 
-RECORD = names.STATE / "lab.json"
 CONTAINERS, VMS = "containers", "vms"
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Record:
-    """What `up` was asked for; a host's disk belongs to one image."""
-
-    hosts: int
-    memory_mib: int | None
-    image: str
-    hosts_as: str = "containers"
-    """Or ``vms``."""
-
-
-def record() -> Record:
-    """The lab that is up (or was, before the machine restarted); FTKVM-720 if there is none."""
-    if not RECORD.exists():
-        raise FtkvmError("FTKVM-720")
-    return Record(**json.loads(RECORD.read_text()))
 
 
 def _make(name: str, hosts_as: str) -> LabHost:
@@ -56,22 +39,28 @@ def host(name: str) -> LabHost:
     return _make(name, record().hosts_as)
 
 
-def up(count: int, memory_mib: int | None, progress: Progress, hosts_as: str | None = None) -> None:
+def up(
+    count: int, memory_mib: int | None, progress: Progress, hosts_as: str | None = None,
+    time_dilation: float | None = None,
+) -> None:  # fmt: skip
     """Makes the lab, or brings back what of it is not running. Hosts that run are left alone.
 
     :param hosts_as: ``containers`` or ``vms``; None: as it is, containers if there is no lab yet
-    :raises FtkvmError: FTKVM-740, the lab stands on hosts of the other kind
+    :param time_dilation: how much slower the hosts' clocks go (VMs only); None: as it is, or what this machine needs
+    :raises FtkvmError: FTKVM-740, the lab stands on hosts of the other kind; 743 or with clocks of another pace, 742
+        containers have this machine's clock
     """
     if not 1 <= count <= names.MAX_HOSTS:
         raise FtkvmError("FTKVM-706", count=count, maximum=names.MAX_HOSTS)
     kind = _kind(hosts_as)
+    pace = _pace(kind, time_dilation)
     preflight.check(vms=kind == VMS)
     names.STATE.mkdir(parents=True, exist_ok=True)
     with exclusive(names.LOCK, "the lab's lock"):
         root = _image(kind, progress)
-        if RECORD.exists():
-            count = max(count, record().hosts)
-        RECORD.write_text(json.dumps(asdict(Record(count, memory_mib, root.name, kind))))
+        if there := standing():
+            count = max(count, there.hosts)
+        Record(count, memory_mib, root.name, kind, pace).write()
         everyone = hosts()
         _network_and_seat(everyone, progress)
         _boot(everyone, root, memory_mib, progress)
@@ -79,16 +68,27 @@ def up(count: int, memory_mib: int | None, progress: Progress, hosts_as: str | N
 
 
 def _kind(wanted: str | None) -> str:
-    there = record().hosts_as if RECORD.exists() else None
-    if there and wanted and there != wanted:
-        raise FtkvmError("FTKVM-740", there=there, wanted=wanted)
-    return wanted or there or CONTAINERS
+    there = standing()
+    if there and wanted and there.hosts_as != wanted:
+        raise FtkvmError("FTKVM-740", there=there.hosts_as, wanted=wanted)
+    return wanted or (there.hosts_as if there else CONTAINERS)
+
+
+def _pace(kind: str, wanted: float | None) -> float:
+    if kind != VMS:
+        if wanted not in (None, 1.0):
+            raise FtkvmError("FTKVM-742")
+        return 1.0
+    there = standing()
+    if there and wanted and there.time_dilation != wanted:
+        raise FtkvmError("FTKVM-743", there=f"{there.time_dilation:g}", wanted=f"{wanted:g}")
+    return there.time_dilation if there else wanted or dilation.default(accelerator(Path("/proc/cpuinfo").read_text()))
 
 
 def _image(hosts_as: str, progress: Progress) -> Path:
     """The image the lab already stands on, or the present recipe's."""
-    if RECORD.exists():
-        mine = names.IMAGES / record().image
+    if there := standing():
+        mine = names.IMAGES / there.image
         if mine.exists():
             return mine
     root = image.ensure_image(progress)
@@ -171,6 +171,7 @@ def status() -> dict[str, object]:
         )
     return {
         "hosts_as": there.hosts_as,
+        "time_dilation": there.time_dilation,
         "image": there.image,
         "memory_mib": there.memory_mib,
         "datastore": str(names.DATASTORE),

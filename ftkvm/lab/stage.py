@@ -15,6 +15,11 @@ from ftkvm.lab import lab, names, operator
 from ftkvm.lab.base import LabHost
 
 
+def patience(time_dilation: float) -> float:
+    """How many times as long a thing may take on hosts with slower clocks; what they compute is slower yet."""
+    return time_dilation * 1.5 if time_dilation > 1 else 1.0
+
+
 @dataclass(frozen=True)
 class Stage:
     """Some hosts of the lab that form one cluster."""
@@ -23,7 +28,7 @@ class Stage:
     home: Path = names.OPERATOR
     datastore: str = names.DATASTORE_MOUNT
     patience: float = 1.0
-    """What every time limit is multiplied by: an emulated computer takes several times as long."""
+    """What every time limit is multiplied by; see :func:`patience`."""
 
     def host(self, name: str) -> LabHost:
         """One of the lab's, of whichever kind; or one that a test has made beside them."""

@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -13,9 +13,18 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import devices, names, netns, network, operator
 from ftkvm.lab.base import LabHost
 from ftkvm.lab.monitor import Qmp
+from ftkvm.lab.record import record
 from ftkvm.lab.system import run, wait_for
 from ftkvm.lab.vm import layer
-from ftkvm.lab.vm.machine import MEMORY_MIB, Machine, accelerator, monitor_socket, qemu_command, storage_command
+from ftkvm.lab.vm.machine import (
+    MEMORY_MIB,
+    Machine,
+    accelerator,
+    environment,
+    monitor_socket,
+    qemu_command,
+    storage_command,
+)
 
 DISK_BYTES = 8 << 30
 """Sparse: takes what is written to it, 0.6 GB at first."""
@@ -63,7 +72,8 @@ class VmHost(LabHost):
         try:
             self._begin(storage_command(machine), "datastore.log")
             wait_for(f"the datastore's server of {self.name}", machine.storage_socket.exists, 20, 0.02)
-            self._begin(["ip", "netns", "exec", names.SWITCH_NS, *qemu_command(machine)], "qemu.log")
+            command = ["ip", "netns", "exec", names.SWITCH_NS, *qemu_command(machine)]
+            self._begin(command, "qemu.log", environment(machine))
             wait_for(f"the QEMU of {self.name} (its last words: qemu.log)", monitor_socket(self.name).exists, 20, 0.02)
         except BaseException:
             self.cgroup.kill()
@@ -74,14 +84,15 @@ class VmHost(LabHost):
         return Machine(
             self.name, str(uuid.UUID(machine_id)), image, self.disk, memory_mib or MEMORY_MIB,
             accelerator(Path("/proc/cpuinfo").read_text()), not devices.absent(self.name).exists(),
+            record().time_dilation,
         )  # fmt: skip
 
-    def _begin(self, command: list[str], log: str) -> None:
+    def _begin(self, command: list[str], log: str, more: Mapping[str, str] | None = None) -> None:
         with (self.paths.base / log).open("ab") as output:
             # Not ours to wait for: it lives until crash() or down, whatever happens to this command.
             subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-                preexec_fn=self.cgroup.enter,
+                preexec_fn=self.cgroup.enter, env={**os.environ, **(more or {})},
             )  # fmt: skip
 
     def _make_disk(self, image: Path) -> None:

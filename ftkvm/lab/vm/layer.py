@@ -17,7 +17,7 @@ from ftkvm.lab.system import run
 
 Progress = Callable[[str], None]
 
-PACKAGES = ("virtiofsd", "nfs-kernel-server", "nfs-common")
+PACKAGES = ("virtiofsd", "libfaketime", "nfs-kernel-server", "nfs-common")
 """The first runs on this machine, from the image, as QEMU does. A host may serve NFS to the others, and mount it."""
 
 UNMASKED = (

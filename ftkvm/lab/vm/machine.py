@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftkvm.lab import names
+from ftkvm.lab.vm import dilation
 from ftkvm.lab.vm.layer import TAG
 
 MEMORY_MIB = 2048
@@ -25,6 +26,7 @@ class Machine:
     memory_mib: int
     accelerator: str
     watchdog: bool
+    time_dilation: float = 1.0
 
     @property
     def paths(self) -> names.HostPaths:
@@ -47,10 +49,16 @@ def accelerator(cpuinfo: str, kvm: Path = Path("/dev/kvm")) -> str:
     return "kvm" if kvm.exists() and {"vmx", "svm"} & set(flags) else "tcg"
 
 
-def _program(image: Path, path: str) -> list[str]:
+def _program(image: Path, path: str, *preload: str) -> list[str]:
     """A program of the image with the image's libraries: this machine need not have it."""
     libraries = f"{image}/usr/lib/x86_64-linux-gnu:{image}/usr/lib/x86_64-linux-gnu/pulseaudio"
-    return [f"{image}/usr/lib64/ld-linux-x86-64.so.2", "--library-path", libraries, f"{image}/{path}"]
+    before = [word for name in preload for word in ("--preload", f"{image}/{name}")]
+    return [f"{image}/usr/lib64/ld-linux-x86-64.so.2", "--library-path", libraries, *before, f"{image}/{path}"]
+
+
+def environment(machine: Machine) -> dict[str, str]:
+    """What the QEMU is to be started with, beside what it inherits."""
+    return dilation.environment(machine.time_dilation) if machine.time_dilation != 1 else {}
 
 
 def storage_command(machine: Machine) -> list[str]:
@@ -74,8 +82,9 @@ def qemu_command(machine: Machine) -> list[str]:
     kernel = sorted((image / "boot").glob("vmlinuz-*"))[-1]
     # With hardware below the CPU is the real one; emulated it is AMD's, with what KVM needs (`svm`) in sight.
     cpu = "host" if machine.accelerator == "kvm" else "max,+svm"
+    slower = [dilation.LIBRARY] if machine.time_dilation != 1 else []
     return [
-        *_program(image, "usr/bin/qemu-system-x86_64"), "-L", f"{image}/usr/share/qemu", "-L",
+        *_program(image, "usr/bin/qemu-system-x86_64", *slower), "-L", f"{image}/usr/share/qemu", "-L",
         f"{image}/usr/share/seabios", "-name", f"{names.netns(machine.host)}", "-uuid", machine.uuid,
         "-machine", f"q35,accel={machine.accelerator},memory-backend=ram", "-cpu", cpu, "-smp", str(VCPUS),
         "-m", memory,
