@@ -30,8 +30,8 @@ $(VENV)/ready: pyproject.toml
 demo: setup ## a host dies silently, its VM's client notices a short pause: the story, and build/demo.json
 	$(PYTHON) -m ftkvm.lab.demo
 
-kvm: setup ## the same story on hosts that are virtual machines, their guests run by KVM: build/kvm.json
-	$(PYTHON) -m ftkvm.lab.demo --hosts-as vms
+kvm: setup ## hosts that are virtual machines, their guests run by KVM: the story, ten faults, ten reboots: build/kvm.json
+	$(PYTHON) -m ftkvm.lab.kvm
 
 check: $(VENV)/ready ## format, lint, types, and the tests that need no lab
 	$(VENV)/bin/ruff format --check ftkvm hostprep tests

@@ -10,6 +10,7 @@ from pathlib import Path
 from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.client import AgentClient
+from ftkvm.cli.patience import stretched
 from ftkvm.config import HostConfig, HostEntry
 from ftkvm.core.clock import judge
 from ftkvm.core.joining import Machine, addresses_in, require_may_join
@@ -318,10 +319,10 @@ def _health_check(home: Home, entry: HostEntry) -> Callable[[], None]:
 def _asked_until(home: Home, entry: HostEntry, path: str, missing: Callable[[Json], str], timeout_s: float) -> str:
     """Ask the host's agent until nothing is ``missing`` in its answer; empty, or what was missing last."""
     peers = HttpsPeers(lambda _host: entry, home.tls().client_context())
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + stretched(timeout_s)
     while True:
         try:
-            detail = missing(peers.call(entry.name, "GET", path, None, 3.0))
+            detail = missing(peers.call(entry.name, "GET", path, None, stretched(3.0)))
         except FtkvmError as error:
             detail = error.text
         if not detail or time.monotonic() > deadline:

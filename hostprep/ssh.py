@@ -12,6 +12,7 @@ from typing import Any
 import paramiko
 
 from ftkvm.catalogue import FtkvmError
+from ftkvm.cli.patience import stretched
 
 _CONNECT_TIMEOUT_S = 5.0
 SYSTEM_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
@@ -65,7 +66,7 @@ class Session:
         return self.target.host
 
     def __enter__(self) -> "Session":
-        target, client = self.target, self._client
+        target, client, limit_s = self.target, self._client, stretched(_CONNECT_TIMEOUT_S)
         known_hosts = target.known_hosts.expanduser()
         for path in (SYSTEM_KNOWN_HOSTS, known_hosts):
             if path.is_file():
@@ -76,7 +77,7 @@ class Session:
             client.connect(
                 target.address, target.port, target.user,
                 key_filename=str(target.key) if target.key else None,
-                timeout=_CONNECT_TIMEOUT_S, banner_timeout=_CONNECT_TIMEOUT_S, auth_timeout=15.0,
+                timeout=limit_s, banner_timeout=limit_s, auth_timeout=stretched(15.0),
             )  # fmt: skip
         except _Unknown as error:
             raise FtkvmError("FTKVM-203", **asked, fingerprint=fingerprint(error.key)) from error
@@ -95,15 +96,16 @@ class Session:
         self._client.close()
 
     def run(self, command: str, stdin: bytes = b"", timeout_s: float = 60.0) -> Result:
-        """Run a shell command with ``stdin`` and wait for its end, at most ``timeout_s``.
+        """Run a shell command with ``stdin`` and wait for its end, at most ``timeout_s`` (:mod:`ftkvm.cli.patience`).
 
         :raises FtkvmError: FTKVM-210, the connection broke
         """
+        timeout_s = stretched(timeout_s)
         try:
             transport = self._client.get_transport()
             if transport is None:
                 raise EOFError("connection closed")
-            channel = transport.open_session(timeout=_CONNECT_TIMEOUT_S)
+            channel = transport.open_session(timeout=stretched(_CONNECT_TIMEOUT_S))
             try:
                 channel.settimeout(timeout_s)
                 channel.exec_command(command)

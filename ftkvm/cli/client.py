@@ -9,6 +9,7 @@ from urllib.parse import quote
 from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.output import Reporter
+from ftkvm.cli.patience import stretched
 from ftkvm.config import HostEntry
 from ftkvm.home import ClusterFile, Home
 from ftkvm.ports import Json, PeerUnknown, PeerUnreachable
@@ -43,7 +44,7 @@ class AgentClient:
         for _attempt in range(2):
             agent = self._agent or self._find()
             try:
-                return self._peers.call(agent, method, path, json, timeout_s)
+                return self._peers.call(agent, method, path, json, stretched(timeout_s))
             except PeerUnreachable as error:
                 if error.params.get("host") != agent:
                     raise
@@ -59,7 +60,7 @@ class AgentClient:
 
         :raises FtkvmError: its message; FTKVM-202, 321 it is not reached; FTKVM-211 outcome unknown
         """
-        return self._peers.call(host, method, path, json, timeout_s)
+        return self._peers.call(host, method, path, json, stretched(timeout_s))
 
     def _find(self) -> str:
         """The first agent that answers and is well; else one that answers at all."""
@@ -68,7 +69,7 @@ class AgentClient:
         futures: dict[Future[Json], str] = {pool.submit(self._health, name): name for name in names}
         answering = None
         try:
-            for future in as_completed(futures, _FIND_TIMEOUT_S):
+            for future in as_completed(futures, stretched(_FIND_TIMEOUT_S)):
                 if future.exception() is None:
                     answering = answering or futures[future]
                     if not future.result()["error"]:
@@ -83,14 +84,14 @@ class AgentClient:
         return answering
 
     def _health(self, host: str) -> Json:
-        return self._peers.call(host, "GET", "/v1/health", None, _FIND_TIMEOUT_S)
+        return self._peers.call(host, "GET", "/v1/health", None, stretched(_FIND_TIMEOUT_S))
 
     def wait(self, operation: Json, reporter: Reporter) -> Json:
         """Follow an operation to its end; returns it when it is done.
 
         :raises FtkvmError: it failed or was interrupted; FTKVM-502 its host is gone
         """
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + stretched(_PATIENCE_S)
         with reporter.progress(f"{operation['kind']} {operation['vm']}") as show:
             while True:
                 show(int(operation["step"]), int(operation["steps"]), str(operation["text"]))
@@ -101,7 +102,7 @@ class AgentClient:
                 time.sleep(_POLL_S)
                 try:
                     operation = self.call("GET", f"/v1/operations/{quote(str(operation['id']))}", timeout_s=5.0)
-                    deadline = time.monotonic() + _PATIENCE_S
+                    deadline = time.monotonic() + stretched(_PATIENCE_S)
                 except FtkvmError as error:
                     if error.code not in ("FTKVM-202", "FTKVM-211", "FTKVM-607") or time.monotonic() > deadline:
                         raise

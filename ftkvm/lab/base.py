@@ -163,6 +163,10 @@ class LabHost(ABC):
     def kill(self, daemon: str) -> list[int]:
         """SIGKILL the main process of a unit, or with ``qemu:VM`` a VM's QEMU; the process ids, if any."""
 
+    @abstractmethod
+    def qemu_pids(self, vm: str) -> list[int]:
+        """QEMU processes of a VM, numbered as :meth:`kill` tells them."""
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     @abstractmethod

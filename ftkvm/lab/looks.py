@@ -5,10 +5,10 @@ import json
 from typing import Any
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import faults, names
+from ftkvm.lab import names
+from ftkvm.lab.base import LabHost
 from ftkvm.lab.client import Emission
 from ftkvm.lab.guest.domain import Guest
-from ftkvm.lab.host import Host
 from ftkvm.lab.stage import Stage
 
 
@@ -25,19 +25,19 @@ def overlaps(emitters: dict[str, Emission]) -> list[str]:
     return wrong
 
 
-def runs_for_itself(host: Host, vm: str) -> bool:
+def runs_for_itself(host: LabHost, vm: str) -> bool:
     """Whether a QEMU of the VM on this host answers to its guest's clients: it runs and is no COLO secondary."""
-    if not host.running or not faults.qemu_pids(host, vm):
+    if not host.running or not host.qemu_pids(vm):
         return False
     ask = ["virsh", "qemu-monitor-command", vm, '{"execute":"query-colo-status"}']
     try:
         mode = json.loads(host.run(ask, timeout_s=10))["return"]["mode"]
     except (FtkvmError, ValueError, KeyError):
-        return bool(faults.qemu_pids(host, vm))  # it cannot be asked: as bad as one that runs
+        return bool(host.qemu_pids(vm))  # it cannot be asked: as bad as one that runs
     return bool(mode != "secondary")
 
 
-def chain(host: Host, image: str) -> list[str]:
+def chain(host: LabHost, image: str) -> list[str]:
     """The images of a disk, topmost first."""
     said = host.run(["qemu-img", "info", "-U", "--backing-chain", "--output=json", image], timeout_s=30)
     return [str(each["filename"]) for each in json.loads(said)]

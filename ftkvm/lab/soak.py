@@ -68,7 +68,7 @@ def forget(hosts: Sequence[str]) -> None:
 
 def make_vm(stage: Stage, name: str, disk_size: str, say: Say) -> domain.Guest:
     """A VM that runs and answers; one of that name that is there is used."""
-    first = Host(stage.hosts[0])
+    first = stage.host(stage.hosts[0])
     guest = domain.guests().get(name) or domain.create(name, first, disk_size, 192, 1, stage.datastore)
     status = stage.vm_status(name)
     if not status:
@@ -110,7 +110,7 @@ def streaming(stage: Stage, guest: domain.Guest, say: Say, seed: int) -> Iterato
 def prove(stage: Stage, guest: domain.Guest, acknowledged: Sequence[int]) -> dict[str, Any]:
     """The proof with the VM off: every acknowledged record on the disk once, the images clean, the chain short."""
     stage.ftkvm("turn-off", guest.name)
-    host = Host(str(stage.vm_status(guest.name)["host"]))
+    host = stage.host(str(stage.vm_status(guest.name)["host"]))
     disk = stage.disk_of(guest.name, host.name)
     stage.ftkvm("vm", "stop", guest.name)
     verdict = ledger.verify(host, disk, acknowledged)

@@ -11,13 +11,9 @@ from typing import Any
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.hosts import host_trouble
+from ftkvm.cli.patience import VARIABLE
 from ftkvm.lab import lab, names, operator
 from ftkvm.lab.base import LabHost
-
-
-def patience(time_dilation: float) -> float:
-    """How many times as long a thing may take on hosts with slower clocks; what they compute is slower yet."""
-    return time_dilation * 1.5 if time_dilation > 1 else 1.0
 
 
 @dataclass(frozen=True)
@@ -27,8 +23,13 @@ class Stage:
     hosts: tuple[str, ...]
     home: Path = names.OPERATOR
     datastore: str = names.DATASTORE_MOUNT
-    patience: float = 1.0
-    """What every time limit is multiplied by; see :func:`patience`."""
+    time_dilation: float = 1.0
+    """Seconds here for each of the hosts (:mod:`ftkvm.lab.vm.dilation`)."""
+
+    @property
+    def patience(self) -> float:
+        """What every time limit is multiplied by: what slow hosts compute takes longer than their clocks make it."""
+        return self.time_dilation * 1.5 if self.time_dilation > 1 else 1.0
 
     def host(self, name: str) -> LabHost:
         """One of the lab's, of whichever kind; or one that a test has made beside them."""
@@ -36,7 +37,7 @@ class Stage:
 
     def environment(self) -> dict[str, str]:
         """The operator's, but for $FTKVM_HOME."""
-        return operator.environment()
+        return {**operator.environment(), VARIABLE: f"{self.patience:g}"}
 
     def ftkvm(self, *words: str, timeout_s: float = 120) -> str:
         """Runs ``ftkvm WORDS`` at the operator's seat; FTKVM-709 with its words if it fails."""

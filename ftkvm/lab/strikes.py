@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FREEZE_S = 10.0
 HANG_S = 6.0
 CUT_S = 4.0
+"""All in the hosts' time."""
 
 Mend = Callable[[], None]
 Strike = Callable[["Round", dict[str, Any]], Mend]
@@ -74,41 +75,41 @@ def kill_secondary(this: "Round", pair: dict[str, Any]) -> Mend:
     return _nothing
 
 
-def _freeze(name: str) -> Mend:
+def _freeze(this: "Round", name: str) -> Mend:
     faults.freeze(name, watchdog_too=True)  # else it ends the host before the thaw, which is another fault
     began = time.monotonic()
 
     def thaw() -> None:
-        time.sleep(max(0.0, FREEZE_S - (time.monotonic() - began)))
+        this.sleep(FREEZE_S, began)
         faults.thaw(name)
 
     return thaw
 
 
-def freeze_primary(_round: "Round", pair: dict[str, Any]) -> Mend:
-    """All processes of the primary's host stop for 10 s: a zombie that wakes up when its VM has long gone on."""
-    return _freeze(pair["host"])
+def freeze_primary(this: "Round", pair: dict[str, Any]) -> Mend:
+    """The primary's host stands still for 10 s: a zombie that wakes up when its VM has long gone on."""
+    return _freeze(this, pair["host"])
 
 
-def freeze_secondary(_round: "Round", pair: dict[str, Any]) -> Mend:
-    return _freeze(pair["secondary_host"])
+def freeze_secondary(this: "Round", pair: dict[str, Any]) -> Mend:
+    return _freeze(this, pair["secondary_host"])
 
 
 def cut_ft(this: "Round", pair: dict[str, Any]) -> Mend:
     """The cable of one side, drawn by lot, out of the FT network; both live."""
-    return _cut(this.chance.choice([pair["host"], pair["secondary_host"]]), ("ft",))
+    return _cut(this, this.chance.choice([pair["host"], pair["secondary_host"]]), ("ft",))
 
 
 def cut_ft_and_management(this: "Round", pair: dict[str, Any]) -> Mend:
     """The same side out of both networks: nobody can tell it anything."""
-    return _cut(this.chance.choice([pair["host"], pair["secondary_host"]]), ("ft", "management"))
+    return _cut(this, this.chance.choice([pair["host"], pair["secondary_host"]]), ("ft", "management"))
 
 
-def cut_ft_secondary_wins(_round: "Round", pair: dict[str, Any]) -> Mend:
+def cut_ft_secondary_wins(this: "Round", pair: dict[str, Any]) -> Mend:
     """The primary out of the FT network while its datastore hangs: it lives and talks on, and cannot win."""
     primary = pair["host"]
-    mend_storage = _storage(primary, "hang")
-    heal = _cut(primary, ("ft",))
+    mend_storage = _storage(this, primary, "hang")
+    heal = _cut(this, primary, ("ft",))
 
     def mend() -> None:
         heal()
@@ -125,53 +126,53 @@ def mute_secondary(this: "Round", pair: dict[str, Any]) -> Mend:
     """
     keep = {"qom-type": "filter-buffer", "id": "mute", "netdev": "hostnet0", "queue": "rx", "interval": 3_600_000_000}
     command = json.dumps({"execute": "object-add", "arguments": keep})
-    answer = Host(pair["secondary_host"]).run(["virsh", "qemu-monitor-command", this.vm, command])
+    answer = this.stage.host(pair["secondary_host"]).run(["virsh", "qemu-monitor-command", this.vm, command])
     if "error" in json.loads(answer):
         raise FtkvmError("FTKVM-709", command=command, detail=answer)
     return _nothing
 
 
-def _cut(name: str, networks: tuple[str, ...]) -> Mend:
+def _cut(this: "Round", name: str, networks: tuple[str, ...]) -> Mend:
     for network in networks:
         faults.cut(name, network)
     began = time.monotonic()
 
     def heal() -> None:
-        time.sleep(max(0.0, CUT_S - (time.monotonic() - began)))
+        this.sleep(CUT_S, began)
         for network in networks:
             faults.heal(name, network)
 
     return heal
 
 
-def _storage(name: str, how: str) -> Mend:
+def _storage(this: "Round", name: str, how: str) -> Mend:
     faults.storage(name, how)
     began = time.monotonic()
 
     def mend() -> None:
-        time.sleep(max(0.0, HANG_S - (time.monotonic() - began)))
-        if lab.storage_state(Host(name)) != "ok":
+        this.sleep(HANG_S, began)
+        if lab.storage_state(this.stage.host(name)) != "ok":
             faults.storage(name, "ok")
 
     return mend
 
 
-def hang_storage_primary(_round: "Round", pair: dict[str, Any]) -> Mend:
+def hang_storage_primary(this: "Round", pair: dict[str, Any]) -> Mend:
     """Every access to the datastore blocks on the primary's host."""
-    return _storage(pair["host"], "hang")
+    return _storage(this, pair["host"], "hang")
 
 
-def hang_storage_secondary(_round: "Round", pair: dict[str, Any]) -> Mend:
-    return _storage(pair["secondary_host"], "hang")
+def hang_storage_secondary(this: "Round", pair: dict[str, Any]) -> Mend:
+    return _storage(this, pair["secondary_host"], "hang")
 
 
-def lose_storage_primary(_round: "Round", pair: dict[str, Any]) -> Mend:
+def lose_storage_primary(this: "Round", pair: dict[str, Any]) -> Mend:
     """Every access to the datastore is an error on the primary's host."""
-    return _storage(pair["host"], "fail")
+    return _storage(this, pair["host"], "fail")
 
 
-def lose_storage_secondary(_round: "Round", pair: dict[str, Any]) -> Mend:
-    return _storage(pair["secondary_host"], "fail")
+def lose_storage_secondary(this: "Round", pair: dict[str, Any]) -> Mend:
+    return _storage(this, pair["secondary_host"], "fail")
 
 
 def agent_killed_then_crash(this: "Round", pair: dict[str, Any]) -> Mend:

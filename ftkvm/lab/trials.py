@@ -20,7 +20,6 @@ from ftkvm.lab import faults, ledger, looks, names, netns, strikes
 from ftkvm.lab.client import CONTROL, CounterClient, GapProbe, ask, wait_for_guest
 from ftkvm.lab.demo import Clients
 from ftkvm.lab.guest.domain import Guest
-from ftkvm.lab.host import Host
 from ftkvm.lab.stage import Stage
 
 PROGRESS_TIMEOUT_S = 60.0
@@ -83,12 +82,13 @@ class Eyes:
 
     def __init__(self, stage: Stage) -> None:
         self._client = AgentClient(Home(stage.home))
+        self._timeout_s = 5.0 * stage.patience
 
     def status(self, vm: str) -> dict[str, Any]:
         """What the cluster says of the VM now; empty when nobody can say."""
         try:
             with netns.inside(names.CLIENT_NS):
-                found = self._client.call("GET", f"/v1/status?vm={vm}", timeout_s=5.0)["vms"]
+                found = self._client.call("GET", f"/v1/status?vm={vm}", timeout_s=self._timeout_s)["vms"]
         except FtkvmError:
             return {}
         return dict(found[0]) if found else {}
@@ -97,7 +97,10 @@ class Eyes:
         """Hosts that are of no use now, and why."""
         try:
             with netns.inside(names.CLIENT_NS):
-                rows = {row["name"]: row for row in self._client.call("GET", "/v1/hosts", timeout_s=5.0)["hosts"]}
+                rows = {
+                    row["name"]: row
+                    for row in self._client.call("GET", "/v1/hosts", timeout_s=self._timeout_s)["hosts"]
+                }
         except FtkvmError as error:
             return dict.fromkeys(wanted, str(error))
         return {name: str(rows.get(name)) for name in wanted if name not in rows or host_trouble(rows[name])}
@@ -124,6 +127,18 @@ class Round:
     def vm(self) -> str:
         return self.guest.name
 
+    def sleep(self, seconds: float, since: float | None = None) -> None:
+        """Until so many seconds of the hosts' time are over, from ``since`` (monotonic clock) or from now."""
+        until = (time.monotonic() if since is None else since) + seconds * self.stage.time_dilation
+        time.sleep(max(0.0, until - time.monotonic()))
+
+    def hosts_s(self, seconds: float) -> float:
+        """Seconds of this machine in the hosts' time."""
+        return round(seconds / self.stage.time_dilation, 2)
+
+    def _worst_ms(self, since: float, until: float) -> float:
+        return round(self._probe().worst_ms(since, until) / self.stage.time_dilation, 1)
+
     def run(self, fault: str) -> Outcome:
         """One strike of a kind, to its end. What did not hold is in the outcome; FTKVM-7xx when it went no further."""
         pair = self.wait_protected(0)
@@ -139,9 +154,9 @@ class Round:
             if fault in strikes.NEEDS_MENDING:
                 mending.now()
             after = self.wait_protected(outcome.epoch)
-            outcome.protected_after_s = round(time.monotonic() - at, 2)
-        outcome.gap_ms = self._probe().worst_ms(at, max(served, at + 0.3))
-        outcome.longest_ms = self._probe().worst_ms(at, time.monotonic())
+            outcome.protected_after_s = self.hosts_s(time.monotonic() - at)
+        outcome.gap_ms = self._worst_ms(at, max(served, at + 0.3 * self.stage.time_dilation))
+        outcome.longest_ms = self._worst_ms(at, time.monotonic())
         self._figures(outcome, after)
         self._wait_hosts()
         self.check(outcome, after)
@@ -157,7 +172,7 @@ class Round:
     def _newcomers_wrong(self) -> list[str]:
         """Those that are broken or carry nothing any more; waits a while for slow ones."""
         before = [each.last for each in self.newcomers]
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + 5.0 * self.stage.patience
         while time.monotonic() < deadline:
             if all(each.last > was for each, was in zip(self.newcomers, before, strict=True)):
                 break
@@ -198,17 +213,19 @@ class Round:
 
     def wait_served(self) -> float:
         """Waits until each connection has carried something new; when. FTKVM-727 with those that have not."""
+        limit_s = PROGRESS_TIMEOUT_S * self.stage.patience
         before, began = self._carried(), time.monotonic()
         while stuck := [name for name, number in self._carried().items() if number == before[name]]:
-            if self.clients.broken() or time.monotonic() > began + PROGRESS_TIMEOUT_S:
+            if self.clients.broken() or time.monotonic() > began + limit_s:
                 detail = f"stuck: {', '.join(stuck)}; carried {self._carried()}; broken: {self.clients.broken()}"
-                raise FtkvmError("FTKVM-727", vm=self.vm, timeout_s=f"{PROGRESS_TIMEOUT_S:.0f}", detail=detail)
+                raise FtkvmError("FTKVM-727", vm=self.vm, timeout_s=f"{limit_s:.0f}", detail=detail)
             time.sleep(0.01)
         return time.monotonic()
 
     def wait_protected(self, after_epoch: int) -> dict[str, Any]:
         """Waits until the VM is protected in a later epoch; its pair. FTKVM-710 with what was seen instead."""
-        deadline = time.monotonic() + PROTECTED_TIMEOUT_S
+        limit_s = PROTECTED_TIMEOUT_S * self.stage.patience
+        deadline = time.monotonic() + limit_s
         seen = ""
         while True:
             status = self.eyes.status(self.vm)
@@ -220,17 +237,16 @@ class Round:
                 seen = now
             if time.monotonic() > deadline:
                 what = f"{self.vm} to be protected after epoch {after_epoch} (it is: {seen})"
-                raise FtkvmError("FTKVM-710", what=what, timeout_s=f"{PROTECTED_TIMEOUT_S:.0f}")
+                raise FtkvmError("FTKVM-710", what=what, timeout_s=f"{limit_s:.0f}")
             time.sleep(0.2)
 
     def _wait_hosts(self) -> None:
         """Until every host is of use again."""
-        deadline = time.monotonic() + HOST_BACK_TIMEOUT_S
+        limit_s = HOST_BACK_TIMEOUT_S * self.stage.patience
+        deadline = time.monotonic() + limit_s
         while trouble := self.eyes.host_troubles(self.stage.hosts):
             if time.monotonic() > deadline:
-                raise FtkvmError(
-                    "FTKVM-710", what=f"the hosts to be usable ({trouble})", timeout_s=f"{HOST_BACK_TIMEOUT_S:.0f}"
-                )
+                raise FtkvmError("FTKVM-710", what=f"the hosts to be usable ({trouble})", timeout_s=f"{limit_s:.0f}")
             time.sleep(0.5)
 
     # -- checking ----------------------------------------------------------------------------------------------
@@ -252,30 +268,30 @@ class Round:
 
     def _only_speaker(self, host: str) -> list[str]:
         self.clients.capture.mark()
-        time.sleep(QUIET_S)
+        self.sleep(QUIET_S)
         speaking = set(self.clients.capture.emitters(self.guest.mac))
         return [] if speaking == {host} else [f"frames come from {sorted(speaking)}, the VM runs on {host}"]
 
     def _only_runner(self, host: str) -> list[str]:
-        running = [name for name in self.stage.hosts if looks.runs_for_itself(Host(name), self.vm)]
+        running = [name for name in self.stage.hosts if looks.runs_for_itself(self.stage.host(name), self.vm)]
         return [] if running == [host] else [f"copies that run for themselves: {running}, the VM runs on {host}"]
 
     def _round_trip(self) -> float:
         self.clients.probe.round_trip_ms.clear()
-        time.sleep(QUIET_S)
+        self.sleep(QUIET_S)
         taken = sorted(self.clients.probe.round_trip_ms)
-        return round(taken[len(taken) // 2], 2) if taken else -1.0
+        return self.hosts_s(taken[len(taken) // 2]) if taken else -1.0
 
     def _ledger(self, outcome: Outcome, host: str) -> None:
         """The records acknowledged so far, read from the images below the running VM."""
         acknowledged = list(self.clients.records.acknowledged)
         for _ in range(2):  # the VM writes while its images are read: a table half read shows a loss that is none
             disk = self.stage.disk_of(self.vm, host)
-            verdict = ledger.verify(Host(host), disk, acknowledged)
+            verdict = ledger.verify(self.stage.host(host), disk, acknowledged)
             if verdict.good:
                 break
             time.sleep(1.0)
-        outcome.depth = len(looks.chain(Host(host), disk))
+        outcome.depth = len(looks.chain(self.stage.host(host), disk))
         if not verdict.good:
             bad = {"lost": verdict.lost[:5], "doubled": verdict.doubled[:5], "wrong": verdict.wrong[:5]}
             outcome.wrong.append(f"ledger of {verdict.acknowledged}: {bad}")
@@ -299,7 +315,7 @@ def hung_on_both(this: Round) -> Outcome:
         faults.storage(name, "hang")
     faults.cut(first, "ft")
     try:
-        time.sleep(strikes.HANG_S)
+        this.sleep(strikes.HANG_S)
         outcome.wrong += _nobody_live(this, outcome)
     finally:
         for name in (first, second):
@@ -307,8 +323,8 @@ def hung_on_both(this: Round) -> Outcome:
         faults.heal(first, "ft")
     this.wait_served()
     after = this.wait_protected(outcome.epoch)
-    outcome.protected_after_s = round(time.monotonic() - at, 2)
-    outcome.gap_ms = outcome.longest_ms = this._probe().worst_ms(at, time.monotonic())
+    outcome.protected_after_s = this.hosts_s(time.monotonic() - at)
+    outcome.gap_ms = outcome.longest_ms = this._worst_ms(at, time.monotonic())
     this._figures(outcome, after)
     this._wait_hosts()
     if len(looks.winners(this.stage, this.guest, outcome.epoch)) != 1:
@@ -324,19 +340,19 @@ def _nobody_live(this: Round, outcome: Outcome) -> list[str]:
         f"a winner with the datastore hung: {winner}" for winner in looks.winners(this.stage, this.guest, outcome.epoch)
     ]
     this.clients.capture.mark()
-    time.sleep(QUIET_S)
+    this.sleep(QUIET_S)
     speaking = set(this.clients.capture.emitters(this.guest.mac))
     if outcome.secondary in speaking:
         wrong.append(f"{outcome.secondary} speaks without having won")
     return wrong
 
 
-def reboot(guest: Guest) -> None:
+def reboot(guest: Guest, patience: float = 1.0) -> None:
     """Has the guest reboot, and waits until it answers again."""
     with contextlib.suppress(OSError):  # it may be gone before it has answered
         ask(guest.address, CONTROL, "reboot")
     time.sleep(1.0)
-    wait_for_guest(guest.address)
+    wait_for_guest(guest.address, 60 * patience)
 
 
 def destroy(stage: Stage, vm: str) -> None:

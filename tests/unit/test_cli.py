@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.main import main
+from ftkvm.cli.patience import VARIABLE, stretched
 from ftkvm.config import HostEntry
 from ftkvm.home import Home
 
@@ -91,3 +93,21 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Both copies on one host" in capsys.readouterr().out
     assert main(["explain", "--output", "json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) > 50
+
+
+@pytest.mark.parametrize(("said", "seconds"), [(None, 5.0), ("12", 60.0), ("1.5", 7.5)])
+def test_the_command_line_is_as_patient_as_its_environment_says(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, seconds: float
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if said is not None:
+        monkeypatch.setenv(VARIABLE, said)
+    assert stretched(5.0) == seconds
+
+
+@pytest.mark.parametrize("said", ["", "soon", "0.5", "-1", "nan", "inf", "10000"])
+def test_a_patience_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv(VARIABLE, said)
+    with pytest.raises(FtkvmError) as caught:
+        stretched(5.0)
+    assert (caught.value.code, VARIABLE in caught.value.text) == ("FTKVM-605", True)

@@ -11,6 +11,8 @@
  *   7004 sink      reads and forgets
  *   7005 source    sends without end
  *   7006 control   "poweroff", "reboot", "panic", "hang", "dirty PAGES_PER_SECOND" -> "OK"
+ *                  "sound" -> "OK tainted N uptime S": what the kernel says of itself (an oops taints it for good), and the
+ *                  seconds since it booted
  *                  "hang agent": the guest agent is silent, all else goes on, until "wake agent"
  *                  "hang all": eth0 goes down and the kernel panics, without the reboot that follows "panic"
  *   7011 clocked counter: "N MONOTONIC_MS". The two copies of a protected VM never agree on the time, so every packet
@@ -346,6 +348,22 @@ static void hang_all(void)
     trigger('c');
 }
 
+/* "OK tainted N uptime S". Source: Documentation/admin-guide/tainted-kernels.rst */
+static void tell_soundness(int fd)
+{
+    char tainted[32] = "-1", answer[80];
+    struct timespec now;
+    int file = open("/proc/sys/kernel/tainted", O_RDONLY | O_CLOEXEC);
+    ssize_t length = file < 0 ? -1 : read(file, tainted, sizeof tainted - 1);
+    if (length > 0)
+        tainted[length] = 0;
+    if (file >= 0)
+        close(file);
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    length = snprintf(answer, sizeof answer, "OK tainted %d uptime %ld\n", atoi(tainted), (long)now.tv_sec);
+    send_all(fd, answer, length);
+}
+
 static void control(int fd)
 {
     struct reader r = {.fd = fd};
@@ -363,7 +381,10 @@ static void control(int fd)
             shared->agent_hangs = line[0] == 'h';
         else if (sscanf(line, "dirty %u", &rate) == 1)
             shared->dirty_rate = rate;
-        else {
+        else if (!strcmp(line, "sound")) {
+            tell_soundness(fd);
+            continue;
+        } else {
             send_all(fd, "ERR what?\n", 10);
             continue;
         }

@@ -141,14 +141,19 @@ class VmHost(LabHost):
     def kill(self, daemon: str) -> list[int]:
         """As for every host; the process ids are the host's own."""
         if daemon.startswith("qemu:"):
-            guest = shlex.quote(f"guest={re.escape(daemon.removeprefix('qemu:'))}[, ]")
-            find = f"pgrep -f -- '-name '{guest}; true"
+            pids = self.qemu_pids(daemon.removeprefix("qemu:"))
         else:
-            find = f"systemctl show --property=MainPID --value -- {shlex.quote(daemon)}"
-        pids = [int(word) for word in self.run(["sh", "-c", find]).split() if word != "0"]
+            pids = self._pids(f"systemctl show --property=MainPID --value -- {shlex.quote(daemon)}")
         if pids:
             self.run(["kill", "-9", *map(str, pids)])
         return pids
+
+    def qemu_pids(self, vm: str) -> list[int]:
+        """By the host's own word: it must run."""
+        return self._pids(f"pgrep -f -- '-name '{shlex.quote(f'guest={re.escape(vm)}[, ]')}; true")
+
+    def _pids(self, script: str) -> list[int]:
+        return [int(word) for word in self.run(["sh", "-c", script]).split() if word != "0"]
 
     # -- inside -------------------------------------------------------------------------------------------------
 
