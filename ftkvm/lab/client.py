@@ -120,10 +120,11 @@ class CounterClient(Stream):
 
 
 class GapProbe(Stream):
-    """Sends a numbered line every 10 ms and measures the silence between the echoes."""
+    """Sends a numbered line every ``every_s`` and measures the silence between the echoes."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, every_s: float = PROBE_EVERY_S) -> None:
         super().__init__(address, ECHO, "gap-probe")
+        self._every_s = every_s
         self.sent = 0
         self.received = 0
         self.wrong = 0
@@ -136,7 +137,7 @@ class GapProbe(Stream):
         while not self._ending.is_set():
             now = time.monotonic()
             if now >= due:
-                due = max(due + PROBE_EVERY_S, now)
+                due = max(due + self._every_s, now)
                 self.sent += 1
                 self._sent_at[self.sent] = now
                 waiting += b"%d\n" % self.sent

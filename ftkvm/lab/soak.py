@@ -21,7 +21,7 @@ from typing import Any
 from ftkvm.catalogue import FtkvmError
 from ftkvm.home import Home
 from ftkvm.lab import lab, ledger, looks, names, strikes, trials
-from ftkvm.lab.client import Capture, CounterClient, LedgerClient, wait_for_guest
+from ftkvm.lab.client import PROBE_EVERY_S, Capture, CounterClient, LedgerClient, wait_for_guest
 from ftkvm.lab.demo import Clients
 from ftkvm.lab.guest import domain
 from ftkvm.lab.host import Host
@@ -76,7 +76,7 @@ def make_vm(stage: Stage, name: str, disk_size: str, say: Say) -> domain.Guest:
         status = stage.vm_status(name)
     if not status.get("host"):
         stage.ftkvm("vm", "start", name)
-    say(f"{name} answers at {guest.address} after {wait_for_guest(guest.address):.1f} s")
+    say(f"{name} answers at {guest.address} after {wait_for_guest(guest.address, 60 * stage.patience):.1f} s")
     return guest
 
 
@@ -95,9 +95,10 @@ def streaming(stage: Stage, guest: domain.Guest, say: Say, seed: int) -> Iterato
     """The connections that everything hangs on, made once."""
     with ExitStack() as stack:
         counter = stack.enter_context(CounterClient(guest.address))
-        probe = stack.enter_context(PauseProbe(guest.address))
+        slow = stage.time_dilation  # what the guest is asked for in a second of its own stays the same
+        probe = stack.enter_context(PauseProbe(guest.address, PROBE_EVERY_S * slow))
         first = ledger.next_free(guest.address)
-        records = stack.enter_context(LedgerClient(guest.address, first=first, every_s=0.02))
+        records = stack.enter_context(LedgerClient(guest.address, first=first, every_s=0.02 * slow))
         capture = stack.enter_context(Capture(list(stage.hosts)))
         this = Round(stage, guest, Clients(counter, probe, records, capture), say, random.Random(seed))
         try:

@@ -17,7 +17,7 @@ from ftkvm.cli.client import AgentClient
 from ftkvm.cli.hosts import host_trouble
 from ftkvm.home import Home
 from ftkvm.lab import faults, ledger, looks, names, netns, strikes
-from ftkvm.lab.client import CONTROL, CounterClient, GapProbe, ask, wait_for_guest
+from ftkvm.lab.client import CONTROL, PROBE_EVERY_S, CounterClient, GapProbe, ask, wait_for_guest
 from ftkvm.lab.demo import Clients
 from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.stage import Stage
@@ -39,8 +39,8 @@ class PauseProbe(GapProbe):
 
     NOTED_S = 0.05
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
+    def __init__(self, address: str, every_s: float = PROBE_EVERY_S) -> None:
+        super().__init__(address, every_s)
         self.pauses: list[tuple[float, float]] = []
         """When each began, and its length in seconds."""
 
