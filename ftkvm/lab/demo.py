@@ -170,10 +170,11 @@ def _protect(stage: Stage, story: Story, clients: Clients) -> None:
     story.note(protect_s=pair["protect"]["protect_s"], enable_command_s=command_s)
     clients.wait_progress(10 * stage.patience)
     story.note(protect_pause_ms=story.pause_ms(clients.probe))
+    booting = "" if story.figures["kvm"] == "yes" else ": an emulated guest that was just started is let boot first"
     story.say(
-        f"protected in {story.figures['protect_s']} s (the command took {command_s} s: an emulated guest that was just "
-        f"started is let boot first): primary on {pair['host']}, secondary on "
-        f"{pair['secondary_host']}; the client's longest pause meanwhile was {story.pause_ms(clients.probe)} ms"
+        f"protected in {story.figures['protect_s']} s (the command took {command_s} s{booting}): primary on "
+        f"{pair['host']}, secondary on {pair['secondary_host']}; the client's longest pause meanwhile was "
+        f"{story.figures['protect_pause_ms']} ms"
     )
     clients.probe.round_trip_ms.clear()
     clients.mark()
