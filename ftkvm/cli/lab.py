@@ -37,9 +37,16 @@ def lab() -> None:
     metavar="FACTOR",
     help="How much slower the clocks of hosts that are VMs go (default: 8 where they are emulated, else 1).",
 )
-def up(hosts: int, memory: int | None, hosts_as: str | None, time_dilation: float | None) -> None:
+@click.option(
+    "--storage",
+    type=click.Choice(["virtiofs", "nfs"]),
+    default=None,
+    help="The datastore of hosts that are VMs: this machine's directory, or a storage VM's by NFS, which `ftkvm host"
+    " add --datastore-nfs` mounts (default: as the lab is, virtiofs if there is none).",
+)
+def up(hosts: int, memory: int | None, hosts_as: str | None, time_dilation: float | None, storage: str | None) -> None:
     """Make the lab, or bring back what of it is not running."""
-    labs.up(hosts, memory, _say, hosts_as, time_dilation)
+    labs.up(hosts, memory, _say, hosts_as, time_dilation, None if storage is None else storage == "nfs")
 
 
 @lab.command()
@@ -69,7 +76,7 @@ def status(output: str) -> None:
             f"{row['name']:8} {row['state']:8} {row['addresses']['management']:12} storage {row['storage']:7}"
             f" watchdog {row['watchdog']:16} {'cut: ' + ', '.join(cut) if cut else 'all links up'}"
         )
-    for key in ("hosts_as", "time_dilation", "kvm", "image", "datastore", "operator_home"):
+    for key in ("hosts_as", "time_dilation", "kvm", "image", "storage", "datastore", "operator_home"):
         click.echo(f"{key}: {document[key]}")
 
 
@@ -164,6 +171,19 @@ def heal(host: str, network: str) -> None:
 def storage(host: str, state: str) -> None:
     """Make the datastore hang or fail for HOST alone, or bring it back."""
     faults.storage(host, state)
+
+
+@lab.command()
+@HOST
+@NETWORK
+@click.option("--delay", type=click.FloatRange(0, 10_000), default=0, metavar="MS", help="In the hosts' time.")
+@click.option("--loss", type=click.FloatRange(0, 50), default=0, metavar="PERCENT", help="Frames that get lost.")
+@click.option("--off", is_flag=True, help="Take it back.")
+def slow(host: str, network: str, delay: float, loss: float, off: bool) -> None:
+    """Delay HOST's frames on one network, or lose some of them, in both directions (VMs only)."""
+    if off == bool(delay or loss):
+        raise click.UsageError("either --delay, --loss or both, or --off")
+    faults.slow(host, network, delay, loss)
 
 
 @lab.command()

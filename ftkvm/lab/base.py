@@ -1,6 +1,8 @@
 """What a lab host is, whatever it is made of: its disk as an installer leaves it, its power, cables and commands."""
 
+import os
 import shutil
+import signal
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -146,6 +148,38 @@ class LabHost(ABC):
     @abstractmethod
     def set_link(self, network_name: str, up: bool) -> None:
         """Plug the cable of one network in or out."""
+
+    @abstractmethod
+    def slow(self, network_name: str, delay_ms: float, loss_percent: float) -> None:
+        """Frames on one network are late or lost, in both directions; twice 0: no more."""
+
+    def storage_state(self) -> str:
+        """``ok``, ``hung`` or ``failed``: the datastore as this host, which runs, sees it."""
+        pids = self.storage_pids()
+        try:
+            stats = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for pid in pids]
+        except OSError:
+            return "failed"
+        if any(fields[0] in "Tt" for fields in stats):
+            return "hung"
+        return "ok" if stats else "failed"
+
+    def hang_storage(self) -> None:
+        """From now on every access of this host alone blocks."""
+        for pid in self.storage_pids():
+            os.kill(pid, signal.SIGSTOP)
+
+    def fail_storage(self) -> None:
+        """From now on every access of this host alone is an error."""
+        for pid in self.storage_pids():
+            os.kill(pid, signal.SIGKILL)
+
+    def mend_storage(self, state: str) -> None:
+        """Takes back what made this state."""
+        if state == "failed":
+            self.restart_storage()
+        for pid in self.storage_pids() if state == "hung" else []:
+            os.kill(pid, signal.SIGCONT)
 
     @abstractmethod
     def storage_pids(self) -> list[int]:

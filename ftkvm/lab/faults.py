@@ -1,8 +1,5 @@
 """The ways to break the lab. Each checks that the fault makes sense first, and returns once it has taken hold."""
 
-import os
-import signal
-
 from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import devices, lab, names
 from ftkvm.lab.base import LabHost
@@ -68,10 +65,22 @@ def heal(name: str, network_name: str) -> None:
     _set_link(name, network_name, up=True)
 
 
-def _set_link(name: str, network_name: str, up: bool) -> None:
+def slow(name: str, network_name: str, delay_ms: float, loss_percent: float) -> None:
+    """Each frame of the host on one network is late (in its own time) or lost, in both directions; 0 and 0: no more."""
     host = lab.host(name)
+    _require_network(network_name)
+    _require(host, "running", "booting")
+    host.slow(network_name, delay_ms, loss_percent)
+
+
+def _require_network(network_name: str) -> None:
     if network_name not in names.NETWORKS:
         raise FtkvmError("FTKVM-707", what=network_name, kind="network", known=", ".join(names.NETWORKS))
+
+
+def _set_link(name: str, network_name: str, up: bool) -> None:
+    host = lab.host(name)
+    _require_network(network_name)
     if not host.running:
         raise FtkvmError("FTKVM-721", host=name, state="off", wanted="running")
     host.set_link(network_name, up)
@@ -89,20 +98,18 @@ def storage(name: str, wanted: str) -> None:
         raise FtkvmError("FTKVM-724", host=name, state=state, wanted="ok")
     if wanted == "fail" and not host.storage_can_fail:
         raise FtkvmError("FTKVM-741", host=name, wanted=wanted)
-    number = signal.SIGSTOP if wanted == "hang" else signal.SIGKILL
-    for pid in host.storage_pids():
-        os.kill(pid, number)
+    if wanted == "hang":
+        host.hang_storage()
+    else:
+        host.fail_storage()
     reached = "hung" if wanted == "hang" else "failed"
     wait_for(f"the datastore of {name} to be {reached}", lambda: lab.storage_state(host) == reached, 5, 0.005)
 
 
 def _mend_storage(host: LabHost, state: str) -> None:
-    if state == "hung":
-        for pid in host.storage_pids():
-            os.kill(pid, signal.SIGCONT)
-    elif state == "failed":
+    if state == "failed":
         _require(host, "running", "booting")
-        host.restart_storage()
+    host.mend_storage(state)
     wait_for(f"the datastore of {host.name}", lambda: lab.storage_state(host) == "ok", 5, 0.01)
 
 

@@ -155,6 +155,9 @@ class Host(LabHost):
     def set_link(self, network_name: str, up: bool) -> None:
         network.set_port(self.name, network_name, up)
 
+    def slow(self, network_name: str, delay_ms: float, loss_percent: float) -> None:
+        raise FtkvmError("FTKVM-747", host=self.name)
+
     def storage_pids(self) -> list[int]:
         return self.unit_pids(names.DATASTORE_UNIT)
 

@@ -102,6 +102,7 @@ def options_of(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="two hosts, a crash, a kill, one reboot: what CI runs")
     parser.add_argument("--faults", type=int, metavar="N", help="only the first N of them")
     parser.add_argument("--time-dilation", type=float, help="how much slower the hosts' clocks go")
+    parser.add_argument("--storage", choices=["virtiofs", "nfs"], help="the hosts' datastore (default: virtiofs)")
     return parser.parse_args(words)
 
 
@@ -115,9 +116,9 @@ def main(words: Sequence[str]) -> int:
     def tell() -> None:
         story.chapter("The lab")
         lab.down(story.say)
-        lab.up(count, None, story.say, lab.VMS, asked.time_dilation)
+        lab.up(count, None, story.say, lab.VMS, asked.time_dilation, asked.storage == "nfs")
         story.time_dilation = lab.record().time_dilation
-        story.note(hosts_as=lab.VMS, hosts=count, time_dilation=story.time_dilation)
+        story.note(hosts_as=lab.VMS, hosts=count, storage=lab.record().storage, time_dilation=story.time_dilation)
         story.note(lab_s=round(time.monotonic() - story.started, 1))
         story.say(f"a second of the hosts takes {story.time_dilation:g} s here; all figures are in the hosts' time")
         play(Stage(tuple(names.host_names(count)), time_dilation=story.time_dilation), story, kinds, reboots)

@@ -16,52 +16,64 @@ from ftkvm.lab.system import cgroup2_root, exclusive, mounts_below, run
 from ftkvm.lab.vm import dilation, layer
 from ftkvm.lab.vm.host import VmHost
 from ftkvm.lab.vm.machine import accelerator
+from ftkvm.lab.vm.nfs import NfsHost, StorageBox
 
 CONTAINERS, VMS = "containers", "vms"
 Progress = Callable[[str], None]
 
 
-def _make(name: str, hosts_as: str) -> LabHost:
-    return VmHost(name) if hosts_as == VMS else Host(name)
+def _make(name: str, there: Record) -> LabHost:
+    if name == names.STORAGE:
+        return StorageBox(name)
+    if there.hosts_as != VMS:
+        return Host(name)
+    return NfsHost(name) if there.nfs else VmHost(name)
 
 
 def hosts() -> list[LabHost]:
     """The hosts of the lab."""
-    return [_make(name, record().hosts_as) for name in names.host_names(record().hosts)]
+    return [_make(name, record()) for name in names.host_names(record().hosts)]
+
+
+def machines() -> list[LabHost]:
+    """The hosts, and before them the storage VM if there is one."""
+    return [*([StorageBox(names.STORAGE)] if record().nfs else []), *hosts()]
 
 
 def host(name: str) -> LabHost:
     """A host by name, also one that a test has made beside the lab's; FTKVM-723 with the names that exist."""
-    known = names.host_names(record().hosts)
+    known = [each.name for each in machines()]
     beside = [path.name for path in names.HOSTS.glob("host*") if (path / "disk").is_dir()]
     if name not in {*known, *beside}:
         raise FtkvmError("FTKVM-723", host=name, known=", ".join(known))
-    return _make(name, record().hosts_as)
+    return _make(name, record())
 
 
 def up(
     count: int, memory_mib: int | None, progress: Progress, hosts_as: str | None = None,
-    time_dilation: float | None = None,
+    time_dilation: float | None = None, nfs: bool | None = None,
 ) -> None:  # fmt: skip
     """Makes the lab, or brings back what of it is not running. Hosts that run are left alone.
 
     :param hosts_as: ``containers`` or ``vms``; None: as it is, containers if there is no lab yet
     :param time_dilation: how much slower the hosts' clocks go (VMs only); None: as it is, or what this machine needs
-    :raises FtkvmError: FTKVM-740, the lab stands on hosts of the other kind; 743 or with clocks of another pace, 742
-        containers have this machine's clock
+    :param nfs: the datastore is a storage VM's, over NFS (VMs only); None: as it is, or this machine's directory
+    :raises FtkvmError: FTKVM-740, the lab stands on hosts of the other kind; 743 or with clocks of another pace; 745 or
+        with the other datastore; 742, 744 containers have this machine's clock, and no NFS
     """
     if not 1 <= count <= names.MAX_HOSTS:
         raise FtkvmError("FTKVM-706", count=count, maximum=names.MAX_HOSTS)
     kind = _kind(hosts_as)
     pace = _pace(kind, time_dilation)
+    nfs = _over_nfs(kind, nfs)
     preflight.check(vms=kind == VMS)
     names.STATE.mkdir(parents=True, exist_ok=True)
     with exclusive(names.LOCK, "the lab's lock"):
         root = _image(kind, progress)
         if there := standing():
             count = max(count, there.hosts)
-        Record(count, memory_mib, root.name, kind, pace).write()
-        everyone = hosts()
+        Record(count, memory_mib, root.name, kind, pace, nfs).write()
+        everyone = machines()
         _network_and_seat(everyone, progress)
         _boot(everyone, root, memory_mib, progress)
     progress("lab is up")
@@ -83,6 +95,15 @@ def _pace(kind: str, wanted: float | None) -> float:
     if there and wanted and there.time_dilation != wanted:
         raise FtkvmError("FTKVM-743", there=f"{there.time_dilation:g}", wanted=f"{wanted:g}")
     return there.time_dilation if there else wanted or dilation.default(accelerator(Path("/proc/cpuinfo").read_text()))
+
+
+def _over_nfs(kind: str, wanted: bool | None) -> bool:
+    if wanted and kind != VMS:
+        raise FtkvmError("FTKVM-744")
+    there = standing()
+    if there and wanted is not None and there.nfs != wanted:
+        raise FtkvmError("FTKVM-745", there=there.storage, wanted="nfs" if wanted else "virtiofs")
+    return there.nfs if there else bool(wanted)
 
 
 def _image(hosts_as: str, progress: Progress) -> Path:
@@ -146,18 +167,18 @@ def down(progress: Progress, images: bool = False) -> None:
 
 def _leftover_hosts() -> list[str]:
     """Hosts of which anything is there: a directory, a control group, a name space."""
-    found = {p.name for p in names.HOSTS.glob("host*")} if names.HOSTS.exists() else set()
+    found = {p.name for p in names.HOSTS.iterdir()} if names.HOSTS.exists() else set()
     found |= {n.removeprefix(names.PREFIX) for n in network.namespaces()}
     groups = cgroup2_root()
-    found |= {p.name.removeprefix(names.PREFIX) for p in groups.glob(f"{names.PREFIX}host*")} if groups else set()
-    return sorted(n for n in found if n.startswith("host"))
+    found |= {p.name.removeprefix(names.PREFIX) for p in groups.glob(f"{names.PREFIX}*")} if groups else set()
+    return sorted(n for n in found if n.startswith("host") or n == names.STORAGE)
 
 
 def status() -> dict[str, object]:
     """What is there, read from the machine."""
     there = record()
     rows: list[dict[str, object]] = []
-    for each in hosts():
+    for each in machines():
         links = {n: "up" if network.port_up(each.name, n) else "cut" for n in names.NETWORKS}
         rows.append(
             {
@@ -174,7 +195,8 @@ def status() -> dict[str, object]:
         "time_dilation": there.time_dilation,
         "image": there.image,
         "memory_mib": there.memory_mib,
-        "datastore": str(names.DATASTORE),
+        "storage": there.storage,
+        "datastore": names.export() if there.nfs else str(names.DATASTORE),
         "operator_home": str(names.OPERATOR),
         "hosts": rows,
     }
@@ -182,16 +204,4 @@ def status() -> dict[str, object]:
 
 def storage_state(each: LabHost) -> str:
     """``ok``, ``hung``, ``failed`` for a running host, else ``-``."""
-    if not each.running:
-        return "-"
-    pids = each.storage_pids()
-    if not pids:
-        return "failed"
-    for pid in pids:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            return "failed"
-        if fields[0] in "Tt":
-            return "hung"
-    return "ok"
+    return each.storage_state() if each.running else "-"

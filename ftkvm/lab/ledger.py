@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ftkvm.lab import names
+from ftkvm.lab import datastore, names
 from ftkvm.lab.base import LabHost
 from ftkvm.lab.client import LEDGER, ask, text_of
 
@@ -64,7 +64,6 @@ def read_disk(host: LabHost, image: str, first: int, end: int) -> dict[int, Entr
     """
     name = f"ledger-{host.name}.raw"
     skip = first // BLOCK_SECTORS
-    copy = names.DATASTORE / name
     try:
         host.run(
             [
@@ -81,9 +80,9 @@ def read_disk(host: LabHost, image: str, first: int, end: int) -> dict[int, Entr
             ],
             timeout_s=120,
         )
-        return parse(copy.read_bytes(), skip * BLOCK_SECTORS)
+        return parse(datastore.of_lab().read(name).get(name, b""), skip * BLOCK_SECTORS)
     finally:
-        copy.unlink(missing_ok=True)
+        datastore.of_lab().remove(name)
 
 
 def verify(host: LabHost, image: str, acknowledged: Iterable[int]) -> Verdict:

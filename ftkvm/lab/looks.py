@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import names
+from ftkvm.lab import datastore, names
 from ftkvm.lab.base import LabHost
 from ftkvm.lab.client import Emission
 from ftkvm.lab.guest.domain import Guest
@@ -46,8 +46,8 @@ def chain(host: LabHost, image: str) -> list[str]:
 def winners(stage: Stage, guest: Guest, epoch: int) -> list[dict[str, Any]]:
     """The winner files of an epoch (there can be one at most: read as they lie on the datastore)."""
     relative = stage.datastore.removeprefix(names.DATASTORE_MOUNT).strip("/")
-    directory = names.DATASTORE / relative / ".ftkvm/ft" / guest.uuid
-    return [json.loads(path.read_text()) for path in directory.glob(f"epoch-{epoch:04d}.winner")]
+    found = datastore.of_lab().read(f"{relative}/.ftkvm/ft/{guest.uuid}/epoch-{epoch:04d}.winner".lstrip("/"))
+    return [json.loads(content) for content in found.values()]
 
 
 def only_one_winner(stage: Stage, guest: Guest, epoch: int) -> list[str]:

@@ -28,6 +28,12 @@ DATASTORE_UNIT = "ftlab-datastore.service"
 SWITCH_NS = f"{PREFIX}net"
 CLIENT_NS = f"{PREFIX}client"
 MAX_HOSTS = 9
+STORAGE = "storage"
+"""The storage VM of a lab whose datastore is NFS."""
+EXPORTS = ("/export/ftkvm", "/export/other")
+"""What it serves: the datastore, and another one for tests that need two."""
+STORAGE_NETWORK = "migration"
+"""On which hosts mount it: a host whose management network is cut keeps its datastore, as with other kinds of it."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,18 @@ def host_names(count: int) -> list[str]:
 
 
 def number(host: str) -> int:
-    """``host3`` -> 3."""
-    return int(host.removeprefix("host"))
+    """``host3`` -> 3; the storage VM is 0."""
+    return 0 if host == STORAGE else int(host.removeprefix("host"))
 
 
 def host_address(host: str, network: str) -> str:
     """The host's address on a network that it has one on."""
     return f"{NETWORKS[network].prefix}.{10 + number(host)}"
+
+
+def export() -> str:
+    """The datastore as hosts mount it, ``SERVER:/PATH``."""
+    return f"{host_address(STORAGE, STORAGE_NETWORK)}:{EXPORTS[0]}"
 
 
 def client_address(network: str) -> str:

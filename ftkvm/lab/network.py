@@ -134,6 +134,31 @@ def set_port(host: str, network: str, up: bool) -> None:
     _ip(names.SWITCH_NS, "link", "set", names.port(host, network), "up" if up else "down")
 
 
+def _filter(host: str) -> str:
+    return f"silence-{host}"
+
+
+def silence(host: str, network: str, address: str) -> None:
+    """Between a host and one address on a network nothing gets through any more, and nobody is told."""
+    port = names.port(host, network)
+    rules = (
+        f"table bridge {_filter(host)} {{\n chain frames {{\n  type filter hook forward priority 0\n"
+        f'  iifname "{port}" ip daddr {address} drop\n  oifname "{port}" ip saddr {address} drop\n }}\n}}\n'
+    )
+    run(["ip", "netns", "exec", names.SWITCH_NS, "nft", "-f", "-"], text_in=rules)
+
+
+def silenced(host: str) -> bool:
+    """Whether `silence` holds for the host."""
+    return succeeds(["ip", "netns", "exec", names.SWITCH_NS, "nft", "list", "table", "bridge", _filter(host)])
+
+
+def unsilence(host: str) -> None:
+    """Takes `silence` back; no harm if it does not hold."""
+    if silenced(host):
+        run(["ip", "netns", "exec", names.SWITCH_NS, "nft", "delete", "table", "bridge", _filter(host)])
+
+
 def cut_all(host: str) -> None:
     """All cables of a host at one instant, as a power loss takes them; the VM network's first among equals."""
     present = [network for network in reversed(list(names.NETWORKS)) if port_exists(host, network)]

@@ -22,7 +22,7 @@ COMMANDS = {
     "xz": "xz-utils",
     "tcpdump": "tcpdump",
 }
-VM_COMMANDS = {"mke2fs": "e2fsprogs", "unxz": "xz-utils"}
+VM_COMMANDS = {"mke2fs": "e2fsprogs", "unxz": "xz-utils", "nft": "nftables"}
 """More of them, for hosts that are VMs."""
 BUILD_COMMANDS = {"debootstrap": "debootstrap", "chroot": "coreutils"}
 IMAGE_MIB = 3000

@@ -20,6 +20,13 @@ class Record:
     """Or ``vms``."""
     time_dilation: float = 1.0
     """How many seconds of this machine a second of the hosts takes (:mod:`ftkvm.lab.vm.dilation`)."""
+    nfs: bool = False
+    """The datastore is the storage VM's, and `ftkvm host add` mounts it; else hosts come up with this machine's."""
+
+    @property
+    def storage(self) -> str:
+        """How hosts see the datastore."""
+        return "nfs" if self.nfs else "virtiofs" if self.hosts_as == "vms" else "bindfs"
 
     def write(self) -> None:
         RECORD.write_text(json.dumps(asdict(self)))

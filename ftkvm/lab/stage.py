@@ -70,10 +70,14 @@ class Stage:
         self.ftkvm("cluster", "create", "lab", f"--datastore={self.datastore}", *networks)
         for host in self.hosts:
             started = time.monotonic()
-            self.ftkvm("host", "add", host)
+            self.ftkvm("host", "add", host, *self.mount_words())
             say(f"{host} is prepared and in the cluster ({time.monotonic() - started:.1f} s)")
         self.ftkvm("cluster", "set", "ft.emulation=on")
         say("the cluster allows FT for emulated guests (ft.emulation=on): it is a lab")
+
+    def mount_words(self) -> list[str]:
+        """What `host add` is to be told of the datastore: where it comes from, if the host has not got it already."""
+        return ["--datastore-nfs", names.export()] if lab.record().nfs else []
 
     def vm_status(self, vm: str) -> dict[str, Any]:
         """What ``ftkvm status`` says of a VM; empty when it cannot say anything now."""

@@ -1,14 +1,13 @@
 """Guests of the lab: their disk, domain and address; and whether KVM works here."""
 
 import json
-import shutil
 import subprocess
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import lab, names, operator
+from ftkvm.lab import datastore, lab, names, operator
 from ftkvm.lab.base import LabHost
 from ftkvm.lab.guest import build
 from ftkvm.lab.system import run
@@ -59,14 +58,9 @@ def guest(name: str) -> Guest:
 def install_files() -> build.GuestFiles:
     """Puts kernel and initramfs on the datastore; returns their paths as the hosts see them."""
     made = build.build(names.IMAGES / lab.record().image)
-    place = names.DATASTORE / "guest" / made.kernel.parent.name
-    place.mkdir(parents=True, exist_ok=True)
-    for file in (made.kernel, made.initrd):
-        if not (place / file.name).exists():
-            part = place / f"{file.name}.partial"
-            shutil.copyfile(file, part)
-            part.rename(place / file.name)
-    seen = Path(names.DATASTORE_MOUNT) / "guest" / made.kernel.parent.name
+    place = f"guest/{made.kernel.parent.name}"
+    datastore.of_lab().put(place, [made.kernel, made.initrd])
+    seen = Path(names.DATASTORE_MOUNT) / place
     return build.GuestFiles(seen / "vmlinuz", seen / "initrd")
 
 

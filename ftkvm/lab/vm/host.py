@@ -15,7 +15,7 @@ from ftkvm.lab.base import LabHost
 from ftkvm.lab.monitor import Qmp
 from ftkvm.lab.record import record
 from ftkvm.lab.system import run, wait_for
-from ftkvm.lab.vm import layer
+from ftkvm.lab.vm import layer, slowness
 from ftkvm.lab.vm.machine import (
     MEMORY_MIB,
     Machine,
@@ -36,6 +36,9 @@ class VmHost(LabHost):
     boot_timeout_s = 420
     kvm_probe_s = 120
     storage_can_fail = False  # its virtiofs device comes back only with a boot
+    virtiofs = True
+    up_when = f"test -S /run/libvirt/libvirt-sock && mountpoint -q {names.DATASTORE_MOUNT}"
+    """What holds in it when it is up, beside an sshd that answers."""
 
     @property
     def disk(self) -> Path:
@@ -49,8 +52,7 @@ class VmHost(LabHost):
                     return False
         except OSError:
             return False
-        look = f"test -S /run/libvirt/libvirt-sock && mountpoint -q {names.DATASTORE_MOUNT}"
-        return self.succeeds(["sh", "-c", look])
+        return self.succeeds(["sh", "-c", self.up_when])
 
     # -- its life -----------------------------------------------------------------------------------------------
 
@@ -65,13 +67,14 @@ class VmHost(LabHost):
         if not self.disk.exists():
             self._make_disk(image)
         network.make_taps(self.name)
-        machine = self._machine(image, memory_mib)
+        machine = self.machine(image, memory_mib)
         for stale in (machine.storage_socket, monitor_socket(self.name)):
             stale.unlink(missing_ok=True)
         self.cgroup.create(None)
         try:
-            self._begin(storage_command(machine), "datastore.log")
-            wait_for(f"the datastore's server of {self.name}", machine.storage_socket.exists, 20, 0.02)
+            if self.virtiofs:
+                self._begin(storage_command(machine), "datastore.log")
+                wait_for(f"the datastore's server of {self.name}", machine.storage_socket.exists, 20, 0.02)
             command = ["ip", "netns", "exec", names.SWITCH_NS, *qemu_command(machine)]
             self._begin(command, "qemu.log", environment(machine))
             wait_for(f"the QEMU of {self.name} (its last words: qemu.log)", monitor_socket(self.name).exists, 20, 0.02)
@@ -79,12 +82,13 @@ class VmHost(LabHost):
             self.cgroup.kill()
             raise
 
-    def _machine(self, image: Path, memory_mib: int | None) -> Machine:
+    def machine(self, image: Path, memory_mib: int | None) -> Machine:
+        """Its hardware."""
         machine_id = (self.paths.upper / "etc/machine-id").read_text().strip()
         return Machine(
             self.name, str(uuid.UUID(machine_id)), image, self.disk, memory_mib or MEMORY_MIB,
             accelerator(Path("/proc/cpuinfo").read_text()), not devices.absent(self.name).exists(),
-            record().time_dilation,
+            record().time_dilation, virtiofs=self.virtiofs,
         )  # fmt: skip
 
     def _begin(self, command: list[str], log: str, more: Mapping[str, str] | None = None) -> None:
@@ -95,9 +99,13 @@ class VmHost(LabHost):
                 preexec_fn=self.cgroup.enter, env={**os.environ, **(more or {})},
             )  # fmt: skip
 
+    def own_files(self) -> dict[str, str]:
+        """Files of its disk that the image has not, or has otherwise."""
+        return layer.nic_files(self.name)
+
     def _make_disk(self, image: Path) -> None:
         """The image and the host's own files, written to a disk."""
-        for name, content in layer.nic_files(self.name).items():
+        for name, content in self.own_files().items():
             file = self.paths.upper / name.lstrip("/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content)
@@ -128,6 +136,9 @@ class VmHost(LabHost):
             return
         with closing(Qmp(monitor_socket(self.name))) as monitor:
             monitor("set_link", {"name": f"nic-{names.NETWORKS[network_name].nic}", "up": up})
+
+    def slow(self, network_name: str, delay_ms: float, loss_percent: float) -> None:
+        self.run(["sh", "-ec", slowness.script(names.NETWORKS[network_name].nic, delay_ms, loss_percent)])
 
     def storage_pids(self) -> list[int]:
         return [pid for pid in self.cgroup.pids() if b"virtiofsd" in _command_line(pid)]

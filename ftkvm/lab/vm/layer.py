@@ -35,9 +35,10 @@ MODULES = ("virtio_net", "tun", "bridge", "i6300esb")
 TAG = "ftlab"
 """What the datastore's device is called."""
 
+ROOT_LINE = "/dev/nvme0n1 / ext4 defaults 0 1\n"
 _QUIET = "[Match]\nName={name}\n[Network]\nLinkLocalAddressing=no\n{more}"
 FILES = {
-    "/etc/fstab": f"/dev/nvme0n1 / ext4 defaults 0 1\n{TAG} {names.DATASTORE_MOUNT} virtiofs defaults,nofail 0 0\n",
+    "/etc/fstab": f"{ROOT_LINE}{TAG} {names.DATASTORE_MOUNT} virtiofs defaults,nofail 0 0\n",
     "/etc/modules-load.d/ftlab.conf": "".join(f"{name}\n" for name in MODULES),
     "/etc/systemd/network/10-br-vm.netdev": (
         f"[NetDev]\nName={names.VM_BRIDGE}\nKind=bridge\n[Bridge]\nSTP=no\nForwardDelaySec=0\nMulticastSnooping=no\n"

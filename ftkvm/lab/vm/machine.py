@@ -27,6 +27,9 @@ class Machine:
     accelerator: str
     watchdog: bool
     time_dilation: float = 1.0
+    vcpus: int = VCPUS
+    virtiofs: bool = True
+    """Whether it has this machine's directory as its datastore, by a virtiofs device."""
 
     @property
     def paths(self) -> names.HostPaths:
@@ -70,6 +73,11 @@ def storage_command(machine: Machine) -> list[str]:
     ]  # fmt: skip
 
 
+def _datastore(machine: Machine) -> tuple[str, ...]:
+    return ("-chardev", f"socket,id=datastore,path={machine.storage_socket}",
+            "-device", f"vhost-user-fs-pci,chardev=datastore,tag={TAG}")  # fmt: skip
+
+
 def qemu_command(machine: Machine) -> list[str]:
     """The command line; to be run in the switches' name space, where the host's taps are."""
     image, memory = machine.image, f"{machine.memory_mib}M"
@@ -86,7 +94,7 @@ def qemu_command(machine: Machine) -> list[str]:
     return [
         *_program(image, "usr/bin/qemu-system-x86_64", *slower), "-L", f"{image}/usr/share/qemu", "-L",
         f"{image}/usr/share/seabios", "-name", f"{names.netns(machine.host)}", "-uuid", machine.uuid,
-        "-machine", f"q35,accel={machine.accelerator},memory-backend=ram", "-cpu", cpu, "-smp", str(VCPUS),
+        "-machine", f"q35,accel={machine.accelerator},memory-backend=ram", "-cpu", cpu, "-smp", str(machine.vcpus),
         "-m", memory,
         "-object", f"memory-backend-memfd,id=ram,size={memory},share=on",
         "-nodefaults", "-no-user-config", "-display", "none", "-serial", "chardev:console",
@@ -94,8 +102,7 @@ def qemu_command(machine: Machine) -> list[str]:
         "-kernel", str(kernel), "-append", KERNEL_WORDS,
         "-blockdev", f"driver=file,node-name=disk,filename={machine.disk},cache.direct=off,discard=unmap",
         "-device", "nvme,drive=disk,serial=ftlab",
-        "-chardev", f"socket,id=datastore,path={machine.storage_socket}",
-        "-device", f"vhost-user-fs-pci,chardev=datastore,tag={TAG}",
+        *(_datastore(machine) if machine.virtiofs else ()),
         "-qmp", f"unix:{monitor_socket(machine.host)},server=on,wait=off",
         *nics, *(_WATCHDOG if machine.watchdog else ()),
     ]  # fmt: skip
