@@ -14,14 +14,15 @@ from ftkvm.lab.guest import build
 def test_every_address_of_the_lab_is_its_own() -> None:
     hosts = names.host_names(names.MAX_HOSTS)
     addresses = [names.host_address(h, n) for h in hosts for n in names.HOST_NETWORKS]
+    addresses += [names.host_address(names.STORAGE, n) for n in names.HOST_NETWORKS]
     addresses += [names.client_address(n) for n in names.CLIENT_NETWORKS]
-    macs = [names.mac(end, n) for end in [*hosts, "client"] for n in names.NETWORKS]
+    macs = [names.mac(end, n) for end in [*hosts, names.STORAGE, "client"] for n in names.NETWORKS]
     assert len(set(addresses)) == len(addresses)
     assert len(set(macs)) == len(macs)
 
 
 def test_interface_names_fit_the_kernel() -> None:
-    for end in [*names.host_names(names.MAX_HOSTS), "client"]:
+    for end in [*names.host_names(names.MAX_HOSTS), names.STORAGE, "client"]:
         for network in names.NETWORKS:
             assert len(names.port(end, network)) <= 15
 

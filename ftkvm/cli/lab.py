@@ -182,7 +182,7 @@ def storage(host: str, state: str) -> None:
 def slow(host: str, network: str, delay: float, loss: float, off: bool) -> None:
     """Delay HOST's frames on one network, or lose some of them, in both directions (VMs only)."""
     if off == bool(delay or loss):
-        raise click.UsageError("either --delay, --loss or both, or --off")
+        raise FtkvmError("FTKVM-605", option="--off", detail="either --delay, --loss or both are given, or --off")
     faults.slow(host, network, delay, loss)
 
 

@@ -11,10 +11,10 @@ import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import lab, names
-from ftkvm.lab.base import LabHost
 
 TIMEOUT_S = 300
 """For what goes through an emulated computer's SSH."""
@@ -63,10 +63,17 @@ class Local(Datastore):
         (self.root / path).unlink(missing_ok=True)
 
 
+class Server(Protocol):
+    """Whoever runs commands beside the disk."""
+
+    def enter_command(self, command: Sequence[str]) -> list[str]:
+        """The command line here that runs a command there."""
+
+
 class Served(Datastore):
     """A directory of the storage VM, by SSH: one command for each, since an emulated computer is slow at it."""
 
-    def __init__(self, server: LabHost, root: str) -> None:
+    def __init__(self, server: Server, root: str) -> None:
         self.server = server
         self.root = root
 
