@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ftkvm.lab import demo, faults, lab, names, soak, trials
+from ftkvm.lab import demo, faults, kvm_trials, lab, names, soak, trials
 from ftkvm.lab.client import CONTROL, CounterClient, ask
 from ftkvm.lab.demo import Story
 from ftkvm.lab.guest.domain import Guest
@@ -37,6 +37,8 @@ def play(stage: Stage, story: Story, kinds: Sequence[str], reboots: int) -> None
     with soak.streaming(stage, guest, story.say, 1) as this:
         demo.lose_a_host(stage, story, this.clients, guest)
         strike(this, story, kinds)
+        if lab.record().nfs and reboots > 1:
+            try_alone(this, story)
         acknowledged = demo.end_streams(story, this.clients)
     if reboots:
         reboot_protected(stage, story, guest, reboots)
@@ -49,6 +51,23 @@ def strike(this: trials.Round, story: Story, kinds: Sequence[str]) -> None:
         story.chapter(f"Fault {number} of {len(kinds)}: {kind}")
         this.run(kind)
         story.note(faults=[asdict(each) for each in this.outcomes], by_fault=soak.summary(this.outcomes))
+
+
+def try_alone(this: trials.Round, story: Story) -> None:
+    """The datastore's server goes away and comes back; then a host with an ordinary VM stands still."""
+    stage, pair = this.stage, this.wait_protected(0)
+    story.chapter(
+        "The datastore's server is stopped, then a host stands still; beside the protected VM an ordinary one"
+    )
+    third = next(name for name in stage.hosts if name not in (pair["host"], pair["secondary_host"]))
+    other = kvm_trials.ordinary_vm(stage, "vm2", third, story.say)
+    made: list[kvm_trials.Trial] = []
+    for trial in (lambda: kvm_trials.nfs_gone(this, other, story.say),
+                  lambda: kvm_trials.host_frozen(stage, other, story.say)):  # fmt: skip
+        made.append(trial())
+        story.note(trials=[asdict(each) for each in made])
+    this.wait_protected(0)
+    stage.ftkvm("vm", "stop", other.name, "--force")
 
 
 def reboot_protected(stage: Stage, story: Story, guest: Guest, count: int) -> None:
@@ -86,6 +105,7 @@ def soundness(guest: Guest) -> dict[str, int]:
 def judge(figures: dict[str, Any]) -> list[str]:
     """What is not as promised, beside what :func:`demo.judge` finds."""
     wrong = [f"{each['fault']}: {text}" for each in figures.get("faults", []) for text in each["wrong"]]
+    wrong += [f"{each['trial']}: {text}" for each in figures.get("trials", []) for text in each["wrong"]]
     if figures.get("kvm") != "yes":
         wrong.append("kvm: the guests were not run by it")
     reboots = figures.get("reboots")

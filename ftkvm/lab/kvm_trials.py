@@ -1,0 +1,160 @@
+"""Trials that need hosts with kernels of their own (``make kvm``): a host stands still, a datastore goes away.
+
+What is judged is what is to be seen from outside: the wire, the datastore's own files, the disk.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ftkvm.catalogue import FtkvmError
+from ftkvm.lab import datastore, faults, ledger, looks, names
+from ftkvm.lab.client import Capture, wait_for_guest
+from ftkvm.lab.guest import domain
+from ftkvm.lab.guest.domain import Guest
+from ftkvm.lab.ha_watch import Records, answers, on_disk
+from ftkvm.lab.stage import Stage
+from ftkvm.lab.system import wait_for
+from ftkvm.lab.trials import Round
+
+FREEZE_S = 60.0
+GONE_S = 20.0
+BEFORE_S = 5.0
+"""All in the hosts' time."""
+RESTARTED_S = 60.0
+MEMORY_MIB = 96
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Trial:
+    """What one came to, times in seconds of the hosts since the fault; ``wrong`` names all that did not hold."""
+
+    trial: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Since:
+    """A moment, and how long ago it was in the hosts' time."""
+
+    stage: Stage
+    at: float = field(default_factory=time.monotonic)
+
+    def s(self) -> float:
+        return round((time.monotonic() - self.at) / self.stage.time_dilation, 2)
+
+    def wait_until(self, seconds: float) -> None:
+        time.sleep(max(0.0, self.at + seconds * self.stage.time_dilation - time.monotonic()))
+
+
+def ordinary_vm(stage: Stage, name: str, host: str, say: Say) -> Guest:
+    """A VM without FT, which HA restarts; it runs on ``host`` and answers."""
+    guest = domain.create(name, stage.host(host), "1G", MEMORY_MIB, 1, stage.datastore)
+    stage.ftkvm("vm", "register", name, "--host", host)
+    stage.ftkvm("vm", "start", name, "--host", host)
+    say(f"{name} answers at {guest.address} after {wait_for_guest(guest.address, 60 * stage.patience):.0f} s")
+    return guest
+
+
+def owner(guest: Guest) -> str | None:
+    """Which host has an ordinary VM, by its newest owner file."""
+    files = datastore.of_lab().read(f".ftkvm/vms/{guest.uuid}/owner/[0-9]*.json")
+    return json.loads(files[max(files)]).get("host") if files else None
+
+
+def host_frozen(stage: Stage, guest: Guest, say: Say) -> Trial:
+    """A whole host, kernel and all, stands still for 60 s: its watchdog ends it, and then its VM is started elsewhere.
+
+    Records sent to its guest meanwhile lie in a network card; were the host to run on, they would be written to a disk
+    that somebody else has by then.
+    """
+    made, host = Trial("host-frozen"), str(owner(guest))
+    say(f"{host}, which runs {guest.name}, stands still for {FREEZE_S:.0f} s")
+    records = Records(guest.address)
+    records.begin()
+    time.sleep(BEFORE_S * stage.time_dilation)
+    with Capture(list(stage.hosts)) as capture:
+        faults.freeze(host)
+        since = Since(stage)
+        sent = records.flood()
+        _noted(made, "watchdog_s", since, lambda: not stage.host(host).running, 30)
+        _noted(made, "restarted_s", since, lambda: owner(guest) not in (host, None), RESTARTED_S)
+        _noted(made, "answered_s", since, lambda: answers(guest.address), RESTARTED_S)
+        since.wait_until(FREEZE_S)
+        if stage.host(host).running:
+            made.wrong.append(f"{host} still runs")
+            faults.thaw(host)
+        made.wrong += looks.overlaps(capture.emitters(guest.mac))
+    acknowledged = records.end()
+    late = [number for number in sent if on_disk(guest.address, number)]
+    missing = [number for number in acknowledged if not on_disk(guest.address, number)]
+    made.figures |= {"acknowledged": len(acknowledged), "lost": len(missing), "sent_while_frozen": len(sent)}
+    if late or missing:
+        made.wrong.append(f"records {late} came from the frozen host, {missing} are lost")
+    if not stage.host(host).running:
+        faults.start(host)
+    stage.wait_usable(host)
+    say(f"  {made.figures}{'  WRONG: ' + '; '.join(made.wrong) if made.wrong else ''}")
+    return made
+
+
+def nfs_gone(this: Round, other: Guest, say: Say) -> Trial:
+    """The NFS server is stopped for 20 s under a protected VM and an ordinary one: nothing goes live twice, all comes
+    back, nothing acknowledged is lost."""
+    made, stage = Trial("nfs-gone"), this.stage
+    epoch = int(this.wait_protected(0)["epoch"])
+    say(f"the NFS server is stopped for {GONE_S:.0f} s")
+    this.clients.mark()
+    this.clients.capture.mark()
+    box = stage.host(names.STORAGE)
+    since = Since(stage)
+    box.run(["systemctl", "stop", "nfs-server"], timeout_s=120)
+    try:
+        since.wait_until(GONE_S)
+    finally:
+        box.run(["systemctl", "start", "nfs-server"], timeout_s=120)
+    made.figures["gone_s"] = since.s()
+    this.wait_served()
+    made.figures["served_s"] = since.s()
+    pair = this.wait_protected(0)
+    made.figures |= {"protected_s": since.s(), "epochs_ended": int(pair["epoch"]) - epoch}
+    _noted(made, "other_answered_s", since, lambda: answers(other.address), RESTARTED_S * 2)
+    for number in range(epoch, int(pair["epoch"])):
+        made.wrong += looks.only_one_winner(stage, this.guest, number)
+    made.wrong += _twice(stage, [this.guest, other], this.clients.capture)
+    made.wrong += this.clients.broken()
+    made.wrong += _ledger(this, str(pair["host"]))
+    say(f"  {made.figures}{'  WRONG: ' + '; '.join(made.wrong) if made.wrong else ''}")
+    return made
+
+
+def _noted(made: Trial, name: str, since: Since, holds: Callable[[], bool], limit_s: float) -> None:
+    """When something came true; that it did not within so many seconds of the hosts is wrong."""
+    with contextlib.suppress(FtkvmError):
+        wait_for(name, holds, limit_s * since.stage.patience, 0.2)
+        made.figures[name] = since.s()
+        return
+    made.wrong.append(f"{name}: not within {limit_s:.0f} s")
+
+
+def _twice(stage: Stage, guests: list[Guest], capture: Capture) -> list[str]:
+    """VMs for which two hosts spoke at the same time, or which run for themselves on two."""
+    found = [f"{guest.name}: {text}" for guest in guests for text in looks.overlaps(capture.emitters(guest.mac))]
+    for guest in guests:
+        running = [name for name in stage.hosts if looks.runs_for_itself(stage.host(name), guest.name)]
+        if len(running) != 1:
+            found.append(f"{guest.name} runs for itself on {running}")
+    return found
+
+
+def _ledger(this: Round, host: str) -> list[str]:
+    verdict = ledger.verify(
+        this.stage.host(host), this.stage.disk_of(this.vm, host), list(this.clients.records.acknowledged)
+    )
+    return [] if verdict.good else [f"ledger: lost {verdict.lost[:5]}, doubled {verdict.doubled[:5]}"]
