@@ -1,12 +1,20 @@
-"""The operator's directory ($FTKVM_HOME): the cluster's authority, the operator's certificate, the hosts' addresses."""
+"""The operator's directory ($FTKVM_HOME): the cluster's authority, the operator's certificate, the hosts' addresses.
+
+Nothing else has the authority's key. So every file is on the disk before it counts, and one that is damaged is an error
+with its name: an empty revocation list taken for none would have the next one forget who was revoked before.
+"""
 
 import json
 import os
 import secrets
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ftkvm.adapters.local_file import make_directory
 from ftkvm.adapters.pki import (
     Authority,
     KeyPair,
@@ -14,7 +22,9 @@ from ftkvm.adapters.pki import (
     fingerprint,
     identity_of,
     new_beat_key,
+    read_beat_key,
     read_revoked,
+    unusable,
     write_private,
 )
 from ftkvm.catalogue import FtkvmError
@@ -63,7 +73,7 @@ class Home:
         """
         if (self.directory / "cluster.json").exists():
             raise FtkvmError("FTKVM-603", home=self.directory)
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory(self.directory)
         authority = Authority.create(wanted.cluster)
         operator = authority.issue("operator", role=Role.ADMINISTRATOR)
         files = {
@@ -81,32 +91,50 @@ class Home:
     def load(self) -> ClusterFile:
         """The cluster of this directory.
 
-        :raises FtkvmError: FTKVM-604, there is none or it cannot be read
+        :raises FtkvmError: FTKVM-604 there is none, FTKVM-611 its file is damaged
         """
-        try:
-            return ClusterFile(**json.loads((self.directory / "cluster.json").read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise FtkvmError("FTKVM-604", home=self.directory) from error
+        with self._reading("cluster.json") as path:
+            return ClusterFile(**json.loads(path.read_text()))
 
     def save(self, cluster: ClusterFile) -> None:
         """Write cluster.json."""
         write_private(self.directory / "cluster.json", (json.dumps(asdict(cluster), indent=1) + "\n").encode())
 
     def authority(self) -> Authority:
-        """The cluster's certificate authority."""
-        try:
-            pair = KeyPair((self.directory / "ca.crt").read_bytes(), (self.directory / "ca.key").read_bytes())
-            return Authority.load(pair)
-        except (OSError, ValueError) as error:
-            raise FtkvmError("FTKVM-604", home=self.directory) from error
+        """The cluster's certificate authority.
+
+        :raises FtkvmError: FTKVM-604 it is not here, FTKVM-611 a file of it is damaged
+        """
+        with self._reading("ca.crt") as path:
+            certificate = path.read_bytes()
+            fingerprint(certificate)  # only to see whether it is one
+        with self._reading("ca.key") as path:
+            return Authority.load(KeyPair(certificate, path.read_bytes()))
 
     def beat_key(self) -> bytes:
-        """The hosts' common key for their beats."""
-        return (self.directory / "beat.key").read_bytes()
+        """The hosts' common key for their beats.
+
+        :raises FtkvmError: FTKVM-604 it is not here, FTKVM-611 it is damaged
+        """
+        with self._reading("beat.key") as path:
+            content = path.read_bytes()
+            read_beat_key(content.decode())
+            return content
 
     def tls(self) -> TlsFiles:
         """The operator's side of mutual TLS."""
         return TlsFiles.in_directory(self.directory, "client")
+
+    def client_context(self) -> ssl.SSLContext:
+        """For connections to agents.
+
+        :raises FtkvmError: FTKVM-611, a file is missing or damaged
+        """
+        found = unusable(self.tls())
+        if found is not None:
+            raise FtkvmError("FTKVM-611", path=found[0], detail=found[1])
+        self.revoked()
+        return self.tls().client_context()
 
     # certificates that were issued, and those that count no more
 
@@ -122,14 +150,12 @@ class Home:
     def issued(self) -> list[dict[str, Any]]:
         """Rows of all certificates that were issued here, oldest first.
 
-        :raises FtkvmError: FTKVM-604, the file cannot be read
+        :raises FtkvmError: FTKVM-611, the file cannot be read
         """
-        try:
-            return list(json.loads((self.directory / "certificates.json").read_text()))
-        except FileNotFoundError:
+        if not (self.directory / "certificates.json").exists():
             return []
-        except (OSError, ValueError) as error:
-            raise FtkvmError("FTKVM-604", home=self.directory) from error
+        with self._reading("certificates.json") as path:
+            return list(json.loads(path.read_text()))
 
     def revocation_list(self) -> bytes:
         """The newest revocation list, PEM; empty: nothing was ever revoked."""
@@ -150,8 +176,23 @@ class Home:
         return content
 
     def _read_list(self) -> tuple[int, frozenset[str]]:
-        content = self.revocation_list()
+        if not (self.directory / "crl.pem").exists():
+            return 0, frozenset()
+        with self._reading("ca.crt") as path:
+            authority = path.read_bytes()
+            fingerprint(authority)
+        with self._reading("crl.pem") as path:
+            return read_revoked(path.read_bytes(), authority)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
+        """Tell a file that is not there from one that is damaged, and name it."""
+        path = self.directory / name
         try:
-            return read_revoked(content, self.authority().certificate) if content else (0, frozenset())
-        except ValueError as error:
+            yield path
+        except FileNotFoundError as error:
             raise FtkvmError("FTKVM-604", home=self.directory) from error
+        except (OSError, ValueError, TypeError) as error:
+            empty = path.is_file() and not path.stat().st_size
+            detail = "it is empty" if empty else str(error) or type(error).__name__
+            raise FtkvmError("FTKVM-611", path=path, detail=detail) from error

@@ -318,7 +318,7 @@ def _health_check(home: Home, entry: HostEntry) -> Callable[[], None]:
 
 def _asked_until(home: Home, entry: HostEntry, path: str, missing: Callable[[Json], str], timeout_s: float) -> str:
     """Ask the host's agent until nothing is ``missing`` in its answer; empty, or what was missing last."""
-    peers = HttpsPeers(lambda _host: entry, home.tls().client_context())
+    peers = HttpsPeers(lambda _host: entry, home.client_context())
     deadline = time.monotonic() + stretched(timeout_s)
     while True:
         try:

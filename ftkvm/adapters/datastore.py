@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from ftkvm.adapters.local_file import sync_directory
 from ftkvm.ports import CorruptFile, DatastoreError, DatastoreUnreachable, Json
 
 FORMAT = 1
@@ -44,7 +45,7 @@ class DirectoryDatastore:
         """Make ``.ftkvm`` if it is not there. The caller has made sure that the datastore is mounted."""
         with self._errors("."):
             self._base.mkdir(mode=0o755, exist_ok=True)
-            _sync_directory(self.root)
+            sync_directory(self.root)
 
     def read_json(self, path: str) -> Json | None:
         text = self.read_text(path)
@@ -73,7 +74,7 @@ class DirectoryDatastore:
                 # created the file is decided by reading it back, below.
                 with contextlib.suppress(FileExistsError):
                     os.link(temporary, target)
-                _sync_directory(target.parent)
+                sync_directory(target.parent)
             finally:
                 temporary.unlink(missing_ok=True)
         there = self.read_json(path)
@@ -97,7 +98,7 @@ class DirectoryDatastore:
             except OSError:
                 temporary.unlink(missing_ok=True)
                 raise
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
 
     def remove(self, path: str) -> None:
         with self._errors(path):
@@ -105,7 +106,7 @@ class DirectoryDatastore:
             self._require_mounted()
             with contextlib.suppress(FileNotFoundError):
                 target.unlink()
-                _sync_directory(target.parent)
+                sync_directory(target.parent)
 
     def list(self, path: str) -> list[str]:
         with self._errors(path):
@@ -209,14 +210,3 @@ def parse_document(path: str, text: str) -> Json:
 
 def _encode(document: Json) -> str:
     return json.dumps({"format": FORMAT, **document}, indent=1, sort_keys=True) + "\n"
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # some FUSE file systems cannot
-            raise
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ serial numbers that count no more.
 
 import datetime as dt
 import ipaddress
-import os
 import secrets
 import ssl
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ftkvm.adapters.local_file import replace_durably
 from ftkvm.core.trust import ALARM_DAYS, Identity, Role
 
 _CA_DAYS = 3650
@@ -51,12 +51,15 @@ class TlsFiles:
         """The revocation list, beside the authority's certificate; it need not be there."""
         return self.authority.with_name("crl.pem")
 
-    def client_context(self) -> ssl.SSLContext:
-        """For connections we open: the peer must show a certificate of our authority with the name we expect."""
+    def client_context(self, *, with_list: bool = True) -> ssl.SSLContext:
+        """For connections we open: the peer must show a certificate of our authority with the name we expect.
+
+        :raises OSError: a file is missing or no good
+        """
         context = ssl.create_default_context(cafile=str(self.authority))
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_cert_chain(str(self.certificate), str(self.key))
-        if self.revoked.exists():
+        if with_list and self.revoked.exists():
             context.load_verify_locations(cafile=str(self.revoked))
             context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
         return context
@@ -241,6 +244,27 @@ def fits_key(certificate: bytes, key: bytes) -> bool:
     return bool(x509.load_pem_x509_certificate(certificate).public_key() == public)
 
 
+def unusable(files: TlsFiles) -> tuple[Path, str] | None:
+    """The first of one side's three files that is not what it should be, and why; None: they are good together."""
+    try:
+        for path in (files.authority, files.certificate):
+            x509.load_pem_x509_certificate(_content(path))
+        path = files.key
+        if not fits_key(files.certificate.read_bytes(), _content(path)):
+            return path, f"it is not the key of {files.certificate.name}"
+    except (OSError, ValueError, TypeError) as error:
+        return path, str(error) or type(error).__name__
+    return None
+
+
+def _content(path: Path) -> bytes:
+    """:raises ValueError: nothing is in it, which the parsers tell in no word a human understands"""
+    content = path.read_bytes()
+    if not content.strip():
+        raise ValueError("it is empty")
+    return content
+
+
 def issued_by(certificate: bytes, authority: bytes) -> bool:
     """Whether a certificate (PEM) is of this authority."""
     try:
@@ -251,25 +275,25 @@ def issued_by(certificate: bytes, authority: bytes) -> bool:
     return True
 
 
-def write_private(path: Path, content: bytes, *, like: Path | None = None) -> None:
-    """Write a file only its owner may read; it never exists with wider rights.
-
-    :param like: whose owner it gets; ours if None
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        if like is not None:
-            owner = like.stat()
-            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-    temporary.replace(path)
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file only its owner may read; it never exists with wider rights, and outlives a power loss."""
+    replace_durably(path, content, 0o600)
 
 
 def new_beat_key() -> bytes:
     """The key with which the hosts of one cluster sign their beats: 32 random bytes, hex."""
     return secrets.token_hex(32).encode() + b"\n"
+
+
+def read_beat_key(text: str) -> bytes:
+    """The beat key in its file's text.
+
+    :raises ValueError: it is none; an empty one would be a key that everybody knows
+    """
+    key = bytes.fromhex(text.strip())
+    if len(key) < 32:
+        raise ValueError("it holds fewer than 32 bytes")
+    return key
 
 
 def _builder(

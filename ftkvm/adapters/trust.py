@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkvm.adapters import pki
+from ftkvm.adapters.local_file import remove_durably, rename_durably
 from ftkvm.adapters.pki import TlsFiles, write_private
 from ftkvm.catalogue import FtkvmError
 from ftkvm.core.trust import Identity, require_valid
@@ -25,6 +26,9 @@ class Trust:
 
     Servers let an expired or revoked certificate of our authority through the handshake, and refuse its holder right
     after, since only then can the reason be said and logged. Clients refuse in the handshake: before anything is sent.
+
+    safety: a revocation list that is there and cannot be read is not taken for none. Until a good one is found (on the
+    datastore, where the agent looks at its start and every 30 s; or `ftkvm host add`) nobody's certificate counts.
     """
 
     def __init__(self, files: TlsFiles) -> None:
@@ -34,7 +38,12 @@ class Trust:
         self._clients: list[ssl.SSLContext] = []
         self._revoked: frozenset[str] = frozenset()
         self._number = -1
-        self._read_list()
+        self._unreadable = ""
+        try:
+            self._read_list()
+        except (OSError, ValueError) as error:
+            self._unreadable = str(error) or type(error).__name__
+            log.error("%s: %s; nobody is trusted until there is a good one", self.files.revoked, self._unreadable)
         self._seen = self._stamp()
 
     # contexts
@@ -59,7 +68,9 @@ class Trust:
 
         :raises OSError: a file is missing or no good
         """
-        context = self.files.client_context()
+        context = self.files.client_context(with_list=not self._unreadable)
+        if self._unreadable:
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF  # and no list: it refuses everybody
         self._clients.append(context)
         return context
 
@@ -68,8 +79,10 @@ class Trust:
     def peer(self, transport_object: Any) -> Identity:
         """Who is at the other end of a connection (its ``ssl_object``), if the certificate counts.
 
-        :raises FtkvmError: FTKVM-322 expired, FTKVM-323 revoked, FTKVM-324 nobody we know
+        :raises FtkvmError: FTKVM-322 expired, FTKVM-323 revoked, FTKVM-324 nobody we know, FTKVM-337 it cannot be told
         """
+        if self._unreadable:
+            raise FtkvmError("FTKVM-337", path=self.files.revoked, detail=self._unreadable)
         raw = transport_object.getpeercert(binary_form=True) if transport_object is not None else None
         try:
             identity = pki.identity_of(raw or b"")
@@ -169,6 +182,7 @@ class Trust:
         if self.files.revoked.exists():
             authority = self.files.authority.read_bytes()
             self._number, self._revoked = pki.read_revoked(self.files.revoked.read_bytes(), authority)
+            self._unreadable = ""
 
     def _stamp(self) -> tuple[tuple[int, int], ...]:
         found = []
@@ -182,15 +196,32 @@ class Trust:
 
 
 def finish_renewal(files: TlsFiles) -> None:
-    """Put a renewed key and certificate in their places. Run again after a crash it ends right.
+    """Put a renewed key and certificate in their places. Run again after a crash or a power loss it ends right.
 
-    The new certificate's file is written last, so where it is, its key is whole: either there or in place already.
+    The new certificate's file is written last, and each file is on the disk before it has its name, so where it is, its
+    key is whole: either there or in place already. What does not fit (a file that came back empty, a preparation over
+    SSH that was cut off: it uses the same names) is thrown away, and what is in use stays in use.
+
+    :raises OSError: the disk refuses
     """
-    if not _new(files.certificate).exists():
+    new_key, new_certificate = _new(files.key), _new(files.certificate)
+    if not new_certificate.exists():
         return
-    if _new(files.key).exists():
-        _new(files.key).replace(files.key)
-    _new(files.certificate).replace(files.certificate)
+    if not _fit(new_certificate, new_key if new_key.exists() else files.key):
+        log.error("%s: not a certificate for the key beside it; going on with those from before", new_certificate)
+        remove_durably(new_certificate)
+        remove_durably(new_key)
+        return
+    if new_key.exists():
+        rename_durably(new_key, files.key)  # on the disk before the next: it says that this one was done
+    rename_durably(new_certificate, files.certificate)
+
+
+def _fit(certificate: Path, key: Path) -> bool:
+    try:
+        return pki.fits_key(certificate.read_bytes(), key.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _new(path: Path) -> Path:

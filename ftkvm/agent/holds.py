@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from ..adapters.pki import write_private
+from ..adapters.local_file import replace_volatile
 from ..catalogue import FtkvmError
 from ..engine.credentials import file_text
 from ..engine.primary import Endpoints, HoldSockets
@@ -79,7 +79,7 @@ def start(
     )
     try:
         if key:
-            write_private(key_path, file_text(key).encode())
+            replace_volatile(key_path, file_text(key).encode())
         systemctl("start", unit(vm.uuid), timeout_s=START_TIMEOUT_S)
     except RuntimeError as error:
         raise FtkvmError("FTKVM-514", vm=vm.name, detail=error) from error

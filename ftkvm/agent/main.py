@@ -19,7 +19,7 @@ from ftkvm.adapters.datastore import DirectoryDatastore
 from ftkvm.adapters.libvirt import Libvirt
 from ftkvm.adapters.notify import notify
 from ftkvm.adapters.peers import HttpsPeers
-from ftkvm.adapters.pki import TlsFiles
+from ftkvm.adapters.pki import TlsFiles, unusable
 from ftkvm.adapters.trust import Trust, finish_renewal
 from ftkvm.adapters.tunnel import TunnelServer
 from ftkvm.agent.cluster import ClusterReader
@@ -72,6 +72,8 @@ class Agent:
     def __init__(self, config: HostConfig, bridge: Bridge) -> None:
         files = TlsFiles.in_directory(config.paths.pki, "host")
         finish_renewal(files)
+        if (found := unusable(files)) is not None:
+            raise FtkvmError("FTKVM-601", path=found[0], detail=found[1])
         self.trust = Trust(files)
         self.ctx = make_context(config, self.trust)
         self.security = Security(self.ctx, self.trust)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ftkvm.adapters.local_file import make_directory
 from ftkvm.adapters.pki import write_private
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.client import AgentClient
@@ -81,7 +82,7 @@ def issue(name: str, role: str, directory: Path, days: int, output: str) -> None
         raise FtkvmError("FTKVM-603", home=directory)
     pair = home.authority().issue(name, role=Role(role), days=days)
     row = home.note(pair.certificate)
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_directory(directory)
     for file, content in (("ca.crt", home.authority().certificate), ("client.crt", pair.certificate),
                           ("client.key", pair.key)):  # fmt: skip
         write_private(directory / file, content)

@@ -28,7 +28,7 @@ class AgentClient:
         self.cluster: ClusterFile = self.home.load()
         if not self.cluster.hosts:
             raise FtkvmError("FTKVM-608")
-        self._peers = HttpsPeers(self._entry, self.home.tls().client_context())
+        self._peers = HttpsPeers(self._entry, self.home.client_context())
         self._agent: str | None = None
 
     def _entry(self, host: str) -> HostEntry:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import click
 
+from ftkvm.adapters.local_file import remove_durably
 from ftkvm.adapters.pki import write_private
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.client import AgentClient
@@ -62,19 +63,19 @@ class CourseFile:
         self.path = home.directory / "upgrade.json"
 
     def read(self) -> Course | None:
-        """:raises FtkvmError: FTKVM-604, it cannot be understood"""
+        """:raises FtkvmError: FTKVM-611, it cannot be understood"""
         try:
             return Course.from_json(json.loads(self.path.read_text()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FtkvmError("FTKVM-604", home=self.path) from error
+            raise FtkvmError("FTKVM-611", path=self.path, detail=str(error) or type(error).__name__) from error
 
     def write(self, course: Course) -> None:
         write_private(self.path, (json.dumps(course.to_json(), indent=1) + "\n").encode())
 
     def forget(self) -> None:
-        self.path.unlink(missing_ok=True)
+        remove_durably(self.path)
 
 
 @click.command(name="upgrade-plan")

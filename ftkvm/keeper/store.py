@@ -22,14 +22,17 @@ class PairStore:
         for path in sorted(self._directory.glob("*.json")):
             try:
                 pair = PairSpec.from_json(json.loads(path.read_text()))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 log.error("%s: %s", path, error)
             else:
                 pairs[pair.uuid] = pair
         return pairs
 
     def save(self, pair: PairSpec) -> None:
-        """Replace the pair's file as a whole. Raises OSError."""
+        """Replace the pair's file as a whole. Raises OSError.
+
+        Without a sync: the directory is in memory, and the keeper's loop must not wait for a disk if it ever is not.
+        """
         path = self._directory / f"{pair.uuid}.json"
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(pair.to_json()))

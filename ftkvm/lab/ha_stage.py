@@ -114,7 +114,7 @@ class HaStage(Stage):
 
         try:
             with netns.inside(names.CLIENT_NS):
-                peers = HttpsPeers(entry, home.tls().client_context())
+                peers = HttpsPeers(entry, home.client_context())
                 return dict(peers.call(host, "GET", "/v1/local/ha", None, timeout_s))
         except FtkvmError:
             return {}

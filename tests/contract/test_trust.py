@@ -295,6 +295,74 @@ def test_a_renewal_that_was_cut_off_ends_right(tmp_path: Path, moved: list[str])
     assert sorted(path.name for path in (tmp_path / "h").iterdir()) == ["ca.crt", "host.crt", "host.key"]
 
 
+@pytest.mark.parametrize("damaged", ["host.crt.new", "host.key.new"])
+@pytest.mark.parametrize("content", [b"", b"-----BEGIN", b"\x00" * 200])
+def test_half_a_renewal_is_thrown_away_and_what_was_in_use_stays(tmp_path: Path, damaged: str, content: bytes) -> None:
+    """Files that came back empty after a power loss, or of a preparation over SSH that was cut off (the same names)."""
+    authority = Authority.create("test")
+    files = files_of(tmp_path / "h", authority, authority.issue("host1", role=Role.HOST))
+    before = files.certificate.read_bytes(), files.key.read_bytes()
+    new = authority.issue("host1", role=Role.HOST)
+    write_private(tmp_path / "h/host.key.new", new.key)
+    write_private(tmp_path / "h/host.crt.new", new.certificate)
+    (tmp_path / "h" / damaged).write_bytes(content)
+    finish_renewal(files)
+    assert (files.certificate.read_bytes(), files.key.read_bytes()) == before
+    assert sorted(path.name for path in (tmp_path / "h").iterdir()) == ["ca.crt", "host.crt", "host.key"]
+    assert pki.unusable(files) is None
+
+
+def test_a_key_that_was_only_asked_for_waits_for_its_certificate(tmp_path: Path) -> None:
+    authority = Authority.create("test")
+    files = files_of(tmp_path / "h", authority, authority.issue("host1", role=Role.HOST))
+    trust = Trust(files)
+    request = trust.request()
+    finish_renewal(files)  # the agent was started again in between
+    trust.install(authority.sign(request, "host1", ()))
+    assert pki.unusable(files) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"-----BEGIN X509 CRL-----\n", b"\x00" * 100])
+def test_with_a_damaged_revocation_list_nobody_is_trusted_until_a_good_one_is_found(
+    stage: Stage, content: bytes
+) -> None:  # fmt: skip
+    eve = stage.authority.issue("eve", role=Role.ADMINISTRATOR)
+    good = stage.authority.revoke([pki.identity_of(eve.certificate).serial], 3)
+    host2 = files_of(stage.root / "h2", stage.authority, stage.authority.issue("host2", role=Role.HOST))
+    host2.revoked.write_bytes(content)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    damaged = Trust(host2)
+    server = ApiServer(
+        application(stage.done), damaged, port, Hosts(lambda _n: True, require_member), "127.0.0.1", RATES
+    )
+    server.start()
+    entry = HostEntry("host2", "127.0.0.1", "127.0.0.1", "127.0.0.1", api_port=port)
+    callers = [
+        HttpsPeers(lambda _host: entry, files_of(stage.root / name, stage.authority, pair).client_context())
+        for name, pair in (("eve", eve), ("op", stage.authority.issue("op", role=Role.ADMINISTRATOR)))
+    ]
+    outgoing = HttpsPeers(lambda _host: stage.entry, damaged.client_context())
+    try:
+        for peers in callers:
+            with pytest.raises(FtkvmError) as caught:
+                peers.call("host2", "GET", "/v1/health")
+            assert caught.value.code == "FTKVM-337"
+            assert "crl.pem" in caught.value.text
+        refused(outgoing, "FTKVM-321")
+        assert stage.done == []
+        assert damaged.take_list(good)
+        with pytest.raises(FtkvmError) as caught:
+            callers[0].call("host2", "GET", "/v1/health")
+        assert caught.value.code == "FTKVM-323"
+        callers[1].call("host2", "GET", "/v1/health")
+        outgoing.call("host1", "GET", "/v1/health")
+        assert len(stage.done) == 2
+    finally:
+        server.stop()
+
+
 def test_a_half_written_file_leaves_the_contexts_as_they_are(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     peers = stage.client("op", Role.VIEWER)
     stage.trust.files.certificate.write_bytes(b"-----BEGIN CERTIFICATE-----\n")

@@ -37,7 +37,7 @@ def test_one_that_cannot_be_understood_is_named(tmp_path: Path, text: str) -> No
     kept.path.write_text(text)
     with pytest.raises(FtkvmError) as caught:
         kept.read()
-    assert caught.value.code == "FTKVM-604"
+    assert caught.value.code == "FTKVM-611"
     assert kept.path.read_text() == text
 
 

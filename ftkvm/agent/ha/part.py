@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkvm.adapters.hardware import bridges, hardware
+from ftkvm.adapters.pki import read_beat_key
 from ftkvm.adapters.qemus import Qemus
 from ftkvm.agent.attempts import DIRECTORY
 from ftkvm.agent.context import AgentContext
@@ -45,7 +46,7 @@ def _beat_key(path: Path) -> bytes:
     :raises FtkvmError: FTKVM-601
     """
     try:
-        return bytes.fromhex(path.read_text().strip())
+        return read_beat_key(path.read_text())
     except (OSError, ValueError) as error:
         raise FtkvmError("FTKVM-601", path=path, detail=str(error)) from error
 
