@@ -4,6 +4,7 @@ Nothing else has the authority's key. So every file is on the disk before it cou
 with its name: an empty revocation list taken for none would have the next one forget who was revoked before.
 """
 
+import fcntl
 import json
 import os
 import secrets
@@ -21,8 +22,6 @@ from ftkvm.adapters.pki import (
     TlsFiles,
     fingerprint,
     identity_of,
-    new_beat_key,
-    read_beat_key,
     read_revoked,
     unusable,
     write_private,
@@ -30,6 +29,7 @@ from ftkvm.adapters.pki import (
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostEntry
 from ftkvm.core.trust import Role
+from ftkvm.keeper.keys import BeatKeys
 
 
 def default_home() -> Path:
@@ -60,8 +60,21 @@ class ClusterFile:
         return HostEntry.from_json(host, self.hosts[host])
 
 
+@dataclass(frozen=True)
+class BeatsDue:
+    """Hosts that have left and know beat keys that count."""
+
+    due: list[str] = field(default_factory=list)
+    """Since the change that is under way began, if one is: it takes another one."""
+    leaving: list[str] = field(default_factory=list)
+    """Shut out when the change under way is finished."""
+
+
 class Home:
-    """Files: ca.crt, ca.key, client.crt, client.key, beat.key, cluster.json, certificates.json, crl.pem; all 0600."""
+    """Files: ca.crt, ca.key, client.crt, client.key, beat.key, cluster.json, certificates.json, crl.pem, beats.json.
+
+    All 0600.
+    """
 
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory or default_home()
@@ -81,7 +94,7 @@ class Home:
             "ca.key": authority.pair.key,
             "client.crt": operator.certificate,
             "client.key": operator.key,
-            "beat.key": new_beat_key(),
+            "beat.key": BeatKeys(0, secrets.token_bytes(32)).text().encode(),
         }
         for name, content in files.items():
             write_private(self.directory / name, content)
@@ -111,15 +124,41 @@ class Home:
         with self._reading("ca.key") as path:
             return Authority.load(KeyPair(certificate, path.read_bytes()))
 
-    def beat_key(self) -> bytes:
-        """The hosts' common key for their beats.
+    def beat_keys(self) -> BeatKeys:
+        """The hosts' common keys for their beats.
 
-        :raises FtkvmError: FTKVM-604 it is not here, FTKVM-611 it is damaged
+        :raises FtkvmError: FTKVM-604 they are not here, FTKVM-611 they are damaged
         """
         with self._reading("beat.key") as path:
-            content = path.read_bytes()
-            read_beat_key(content.decode())
-            return content
+            return BeatKeys.parse(path.read_text())
+
+    def save_beat_keys(self, keys: BeatKeys) -> None:
+        """Keep these; they are on the disk when it returns."""
+        write_private(self.directory / "beat.key", keys.text().encode())
+
+    def beats_due(self) -> BeatsDue:
+        """Who has left and knows beat keys.
+
+        :raises FtkvmError: FTKVM-611, the file is damaged
+        """
+        if not (self.directory / "beats.json").exists():
+            return BeatsDue()
+        with self._reading("beats.json") as path:
+            return BeatsDue(**json.loads(path.read_text()))
+
+    def save_beats_due(self, due: BeatsDue) -> None:
+        """Keep it."""
+        write_private(self.directory / "beats.json", (json.dumps(asdict(due)) + "\n").encode())
+
+    @contextmanager
+    def held(self, *, alone: bool) -> Iterator[None]:
+        """Keep the beat keys from changing (several commands may), or change them (``alone``); waits for others."""
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(descriptor)
 
     def tls(self) -> TlsFiles:
         """The operator's side of mutual TLS."""

@@ -51,6 +51,7 @@ WATCHDOG = "/dev/watchdog"
 NO_GROUND = Ground()
 _PKI = "/etc/ftkvm/pki"
 _REVOKED = f"{_PKI}/crl.pem"
+_BEAT_KEY = "/etc/ftkvm/beat.key"
 _HEALTH_TIMEOUT_S = 45.0
 _KNOWN_TIMEOUT_S = 15.0
 
@@ -88,7 +89,7 @@ def prepare(
     :raises FtkvmError: 2xx, 3xx: why it cannot be one; nothing is then left changed
     """
     cluster = home.load()
-    with connect(target) as session:
+    with home.held(alone=False), connect(target) as session:  # the beat keys do not change until the host is in
         progress(0, 0, "looking at the host")
         found = facts_of.gather(session, cluster.datastore, _file_names())
         require_place(found, target.host)
@@ -127,6 +128,7 @@ def _prepare(
     entry = host_entry(session.target.host, found, cluster)
     wish = make_wish(home, cluster, entry, found)
     require(found, wish)
+    _require_newest_keys(session, found, home)
     others = members(hosts(home)) if cluster.hosts and _is_new(entry, found) else []
     require_may_join(machine_of(entry.name, found), others)
     steps = plan(found, wish)
@@ -149,6 +151,19 @@ def _prepare(
     if not joined:
         _wait_known(home, entry)
     return Prepared(entry, [step.text for step in todo])
+
+
+def _require_newest_keys(session: Session, found: HostFacts, home: Home) -> None:
+    """The host's beat keys are not newer than ours: those it has now would be no good among the others.
+
+    :raises FtkvmError: FTKVM-338, this is an older copy of the operator's directory
+    """
+    if _BEAT_KEY in found.digests:
+        said = session.run(f"sed -n 's/^number //p' {_BEAT_KEY}").stdout.strip()
+        number, ours = int(said) if said.isdecimal() else 0, home.beat_keys().number
+        if number > ours:
+            detail = f"number {ours} is older than {number}, which is in use"
+            raise FtkvmError("FTKVM-338", host=session.host, detail=detail)
 
 
 def _surroundings(cluster: ClusterFile) -> Surroundings:
@@ -239,7 +254,7 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
         CONFIG: (config.to_toml().encode(), 0o644),
         f"{_PKI}/ca.crt": (authority.certificate, 0o644),
         **({_REVOKED: (home.revocation_list(), 0o644)} if home.revocation_list() else {}),
-        "/etc/ftkvm/beat.key": (home.beat_key(), 0o600),
+        _BEAT_KEY: (home.beat_keys().text().encode(), 0o600),
         PREFERENCES: (PIN, 0o644),
         **modules.files(found.modules),
         **openings.files(found.firewall, wanted),
@@ -277,7 +292,7 @@ def note_certificate(home: Home, wish: Wish) -> None:
 
 def _file_names() -> list[str]:
     pki = [f"{_PKI}/{name}" for name in ("ca.crt", "host.crt", "host.key")]
-    return [CONFIG, "/etc/ftkvm/beat.key", *pki, _REVOKED, PREFERENCES, openings.POLICY, modules.FILE, *unit_files()]
+    return [CONFIG, _BEAT_KEY, *pki, _REVOKED, PREFERENCES, openings.POLICY, modules.FILE, *unit_files()]
 
 
 def require_out(runner: Runner, datastore: str) -> None:

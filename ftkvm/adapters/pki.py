@@ -280,22 +280,6 @@ def write_private(path: Path, content: bytes) -> None:
     replace_durably(path, content, 0o600)
 
 
-def new_beat_key() -> bytes:
-    """The key with which the hosts of one cluster sign their beats: 32 random bytes, hex."""
-    return secrets.token_hex(32).encode() + b"\n"
-
-
-def read_beat_key(text: str) -> bytes:
-    """The beat key in its file's text.
-
-    :raises ValueError: it is none; an empty one would be a key that everybody knows
-    """
-    key = bytes.fromhex(text.strip())
-    if len(key) < 32:
-        raise ValueError("it holds fewer than 32 bytes")
-    return key
-
-
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: float
 ) -> x509.CertificateBuilder:

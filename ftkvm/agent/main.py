@@ -22,6 +22,8 @@ from ftkvm.adapters.peers import HttpsPeers
 from ftkvm.adapters.pki import TlsFiles, unusable
 from ftkvm.adapters.trust import Trust, finish_renewal
 from ftkvm.adapters.tunnel import TunnelServer
+from ftkvm.agent.beat_keys import Keyring
+from ftkvm.agent.beat_keys import load as load_keys
 from ftkvm.agent.cluster import ClusterReader
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.ha.guard import Bridge
@@ -38,6 +40,7 @@ from ftkvm.agent.workers import Workers
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostConfig, Paths
 from ftkvm.core.ha import machine
+from ftkvm.keeper.client import KeeperClient
 
 if TYPE_CHECKING:
     from ftkvm.api.server import ApiServer
@@ -76,8 +79,6 @@ class Agent:
             raise FtkvmError("FTKVM-601", path=found[0], detail=found[1])
         self.trust = Trust(files)
         self.ctx = make_context(config, self.trust)
-        self.security = Security(self.ctx, self.trust)
-        self.ctx.extras["security"] = self.security
         self.operations = Operations(config.name, self.ctx.workers, config.paths.run / "operations")
         self.vms = Vms(self.ctx, self.operations)
         self.service = Service(self.ctx, self.vms, self.operations)
@@ -86,7 +87,16 @@ class Agent:
         self.pairs = PairManager(self.ctx)
         self._inbox: queue.Queue[Message] = queue.Queue(_INBOX)
         datastore = DirectoryDatastore(config.datastore, config.name)
-        self.ha = HaPart(self.ctx, self.service, self.operations, self.pairs, self.health, machine, bridge, datastore)
+        keys = load_keys(config.paths.beat_key)
+        self.ha = HaPart(
+            self.ctx, self.service, self.operations, self.pairs, self.health, machine, bridge, datastore, keys
+        )
+        ctx, path = self.ctx, config.paths.beat_key
+        self.beat_keys = Keyring(
+            ctx.host, path, ctx.datastore, ctx.workers, ctx.cluster, ctx.peers, KeeperClient(), self.ha.use_keys
+        )
+        self.security = Security(self.ctx, self.trust, self.beat_keys)
+        self.ctx.extras["security"] = self.security
         self.arrivals = Arrivals(self.ctx, self.vms)
         self.tunnel = TunnelServer(self.trust, config.migration, config.tunnel_port, self._is_other_host)
         self.api: ApiServer | None = None

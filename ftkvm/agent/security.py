@@ -4,6 +4,7 @@ import logging
 import time
 
 from ftkvm.adapters.trust import Trust
+from ftkvm.agent.beat_keys import Keyring
 from ftkvm.agent.context import AgentContext
 from ftkvm.catalogue import FtkvmError
 from ftkvm.core.checks.host import CertificateSigns, judge_certificate
@@ -20,13 +21,14 @@ _ALARM_EVERY_S = 3600.0
 class Security:
     """What the API and the checks ask about certificates; :meth:`refresh` is called every few seconds."""
 
-    def __init__(self, ctx: AgentContext, trust: Trust) -> None:
-        self._ctx, self._trust = ctx, trust
+    def __init__(self, ctx: AgentContext, trust: Trust, beat_keys: Keyring) -> None:
+        self._ctx, self._trust, self.beat_keys = ctx, trust, beat_keys
         self._list_at = self._alarm_at = float("-inf")
 
     def state(self) -> Json:
         """This host's certificate: serial, end, whether it is revoked; ``error`` if it cannot be read."""
-        base: Json = {"host": self._ctx.host, "list_number": self._trust.list_number}
+        base: Json = {"host": self._ctx.host, "list_number": self._trust.list_number,
+                      "beat_keys": self.beat_keys.state()}  # fmt: skip
         try:
             own = self._trust.own()
         except (OSError, ValueError) as error:
@@ -75,6 +77,7 @@ class Security:
     def refresh(self) -> None:
         """Take changed files, a newer list on the datastore, and complain about a certificate near its end."""
         self._trust.refresh()
+        self.beat_keys.refresh()
         now = time.monotonic()
         if now - self._list_at >= _LIST_EVERY_S:
             self._list_at = now

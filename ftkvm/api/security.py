@@ -19,6 +19,24 @@ class ListRequest(BaseModel):
     list: str = Field(max_length=500_000)
 
 
+class KeysRequest(BaseModel):
+    """The cluster's beat keys, as in their file."""
+
+    keys: str = Field(max_length=1000)
+
+
+def peer_router(security: Security) -> APIRouter:
+    """Routes /v1/peer: what hosts of the cluster may ask, and nobody else."""
+    routes = APIRouter(prefix="/v1/peer")
+
+    @routes.post("/beat-keys")
+    def beat_keys() -> Json:
+        """The beat keys in use here. A POST, though nothing is changed: what is only read, administrators may read."""
+        return {"keys": security.beat_keys.text()}
+
+    return routes
+
+
 def router(security: Security) -> APIRouter:
     """Routes /v1/security."""
     routes = APIRouter(prefix="/v1/security", tags=["security"])
@@ -42,5 +60,10 @@ def router(security: Security) -> APIRouter:
     def revoked(request: ListRequest) -> Json:
         """Take a revocation list, if it is newer than the one in force."""
         return security.take_list(request.list)
+
+    @routes.post("/beat-keys")
+    def beat_keys(request: KeysRequest) -> Json:
+        """Use these beat keys; when it is answered, HA and the keeper do, and will after a power loss."""
+        return security.beat_keys.take(request.keys)
 
     return routes

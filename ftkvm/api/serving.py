@@ -38,6 +38,7 @@ def make_api(agent: "Agent") -> ApiServer:
         ),
         checks.router(Checks(ctx, agent.service, agent.health), Prepare(ctx, agent.service)),
         security.router(agent.security),
+        security.peer_router(agent.security),
     ]
     app = build_app(agent.service, agent.health, routers)
     return ApiServer(app, agent.trust, ctx.config.api_port, Hosts(ctx.cluster.knows, ctx.cluster.require_member))

@@ -9,6 +9,7 @@ import click
 from ftkvm.adapters.local_file import make_directory
 from ftkvm.adapters.pki import write_private
 from ftkvm.catalogue import FtkvmError
+from ftkvm.cli.beat_keys import Changed, change, members
 from ftkvm.cli.client import AgentClient
 from ftkvm.cli.names import require_name
 from ftkvm.cli.output import Reporter, output_option
@@ -52,6 +53,8 @@ def list_certificates(output: str) -> None:
     for host, said in used.items():
         if said.get("error"):
             click.echo(f"{host}: {said['error']}")
+    if home.beats_due().due or not home.beat_keys().settled:
+        click.echo("The beat key is not changed yet although a host has left: `ftkvm cert rotate-beats`.")
 
 
 def _in_use(client: AgentClient, hosts: list[str]) -> dict[str, Json]:
@@ -119,6 +122,38 @@ def renew(host: str | None, every: bool, days: int, output: str) -> None:
     Reporter(output).result({"renewed": rows}, f"Renewed for {days} days: {', '.join(hosts)}.")
 
 
+@cert.command(name="rotate-beats")
+@output_option
+def rotate_beats(output: str) -> None:
+    """Change the key that the hosts sign their beats with. Nothing is restarted, and no pair is lost.
+
+    `ftkvm host remove` does it by itself; it waits until every host has taken each step, and goes on here.
+    """
+    home = Home()
+    pending = not home.beat_keys().settled or bool(home.beats_due().due)
+    done = change_beat_keys(home, anew=not pending)
+    Reporter(output).result(done.to_json(), done.text())
+    if not done.finished:
+        raise FtkvmError("FTKVM-339", hosts="; ".join(f"{host}: {why}" for host, why in done.waits.items()))
+
+
+def change_beat_keys(home: Home, *, anew: bool = False) -> Changed:
+    """Change them on all members; see :func:`ftkvm.cli.beat_keys.change`.
+
+    :raises FtkvmError: FTKVM-607 no agent says who the members are
+    """
+    if not home.load().hosts:
+        return change(home, _Nobody(), [], anew=anew)
+    client = AgentClient(home)
+    told = [str(row["name"]) for row in client.call("GET", "/v1/hosts")["hosts"]]
+    return change(home, client, members(home, told), anew=anew)
+
+
+class _Nobody:
+    def ask(self, host: str, method: str, path: str, json: Json | None = None, timeout_s: float = 10.0) -> Json:
+        raise FtkvmError("FTKVM-201", host=host)
+
+
 @cert.command()
 @click.argument("name")
 @output_option
@@ -127,6 +162,7 @@ def revoke(name: str, output: str) -> None:
 
     All other hosts that answer are told at once; the rest find the list on the datastore, within 30 s.
     A host's VMs, pairs and beats go on; to have them elsewhere, use `host maintenance enter` or `host remove` first.
+    Its beats are refused from when it is removed: then the key they are signed with is changed.
     """
     home = Home()
     cluster, before = home.load(), home.revoked()

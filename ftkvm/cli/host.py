@@ -8,7 +8,8 @@ from urllib.parse import quote
 import click
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.cli.cert import spread_list
+from ftkvm.cli.beat_keys import leaving
+from ftkvm.cli.cert import change_beat_keys, spread_list
 from ftkvm.cli.client import AgentClient
 from ftkvm.cli.names import require_name
 from ftkvm.cli.output import Reporter, output_option
@@ -145,7 +146,8 @@ def remove(
     answer["dry_run"] = dry_run
     done = f"Host {name} is out of the cluster, its certificates are revoked."
     would = f"would: take host {name} out of the cluster, and revoke its certificates"
-    lines = [would if dry_run else done, *(back.lines() if back else [])]
+    said = [] if dry_run else [str(answer["beat_keys"]["text"])]
+    lines = [would if dry_run else done, *said, *(back.lines() if back else [])]
     reporter.result(answer, "\n".join(lines))
 
 
@@ -163,7 +165,8 @@ def _serials(home: Home, name: str) -> set[str]:
 
 def _forget(client: AgentClient, name: str, *, dead: bool) -> Json:
     """Out of the cluster, and its certificates are worth nothing."""
-    answer = client.call("POST", f"/v1/hosts/{name}/remove", {"dead": dead})
+    with leaving(client.home, name):
+        answer = client.call("POST", f"/v1/hosts/{name}/remove", {"dead": dead})
     cluster = client.home.load()
     known = {key: entry for key, entry in cluster.hosts.items() if key != name}
     if known == cluster.hosts:
@@ -174,7 +177,19 @@ def _forget(client: AgentClient, name: str, *, dead: bool) -> Json:
     if serials:
         client.home.revoke(serials)
         missed = spread_list(client, sorted(known))
-    return {**answer, "revoked": sorted(serials), "not_told": missed}
+    return {**answer, "revoked": sorted(serials), "not_told": missed, "beat_keys": _new_beat_keys(client.home)}
+
+
+def _new_beat_keys(home: Home) -> Json:
+    """Have the host that is out know no key that counts; what hinders it now is told, and hinders nothing else."""
+    try:
+        done = change_beat_keys(home)
+    except FtkvmError as error:
+        return {
+            "finished": False,
+            "text": f"The beat key is not changed yet: {error.text}. `ftkvm cert rotate-beats` does it.",
+        }
+    return {**done.to_json(), "text": done.text()}
 
 
 @host.command()

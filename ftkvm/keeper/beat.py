@@ -4,7 +4,7 @@
     8 B   seq       grows with every beat of this host, over restarts too (see ``first_seq``)
     8 B   echo      the newest seq received from the addressee, 0 for none
     …     body      JSON: who, to whom, boot id, datastore, the pairs the two hosts share
-    32 B  HMAC-SHA256 over all of it with the cluster's beat key
+    32 B  HMAC-SHA256 over all of it with the cluster's beat key (``keys.py``)
 
 The body changes only when something happens, so both ends keep the encoded one: a steady beat costs a pack and an HMAC.
 """

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.keeper.config import run_directory
+from ftkvm.keeper.keys import BeatKeys
 from ftkvm.keeper.model import EvidenceEvent, Json, KeeperStatus, PairSpec
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,12 @@ class KeeperClient:
     def drop_pair(self, uuid: str) -> None:
         """Forget a pair; its taps are not gated any more. Unknown pairs are fine."""
         self._request({"op": "drop_pair", "uuid": uuid})
+
+    def set_keys(self, keys: BeatKeys) -> None:
+        """Have the keeper sign and accept beats by these; when it returns, it does. Older ones are refused."""
+        answer = self._request({"op": "set_keys", "keys": keys.text()})
+        if answer.get("beat_keys") != keys.number:
+            raise KeeperRefused(f"beat keys: it has number {answer.get('beat_keys')}")
 
     def status(self) -> KeeperStatus:
         return KeeperStatus.from_json(self._request({"op": "status"}))

@@ -1,10 +1,12 @@
-"""What the keeper reads at its start: the host's agent.toml and the cluster's beat key. Standard library only."""
+"""What the keeper reads at its start: the host's agent.toml and the cluster's beat keys. Standard library only."""
 
 import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftkvm.keeper import keys
+from ftkvm.keeper.keys import BeatKeys
 from ftkvm.keeper.rules import SILENT_MS
 
 DEFAULT_PORT = 7444
@@ -16,7 +18,7 @@ class KeeperConfig:
     ft_address: str
     port: int
     datastore: Path
-    key: bytes
+    keys: BeatKeys
     run: Path
     silent_ms: int
 
@@ -33,16 +35,14 @@ def load() -> KeeperConfig:
     """
     path = Path(os.environ.get("FTKVM_AGENT_TOML", "/etc/ftkvm/agent.toml"))
     doc = tomllib.loads(path.read_text())
-    key = bytes.fromhex((path.parent / "beat.key").read_text().strip())
-    if len(key) < 32:
-        raise ValueError("beat.key holds fewer than 32 bytes")
+    beat_keys = keys.load(path.parent / "beat.key")
     keeper = doc.get("keeper", {})
     return KeeperConfig(
         host=str(doc["host"]["name"]),
         ft_address=str(doc["networks"]["ft"]),
         port=int(keeper.get("port", DEFAULT_PORT)),
         datastore=Path(doc["datastore"]["path"]),
-        key=key,
+        keys=beat_keys,
         run=run_directory(),
         silent_ms=int(keeper.get("silent_ms", SILENT_MS)),
     )

@@ -11,6 +11,7 @@ from ftkvm.keeper import probe, rules
 from ftkvm.keeper.clients import Client, ClientServer, Json
 from ftkvm.keeper.config import KeeperConfig
 from ftkvm.keeper.gate import RENEW_MS, GateError, Gates
+from ftkvm.keeper.keys import BeatKeys
 from ftkvm.keeper.model import DatastoreHealth, Evidence, GateState, PairSpec, PeerSpec, Verdict
 from ftkvm.keeper.net import Network
 from ftkvm.keeper.store import PairStore
@@ -34,7 +35,7 @@ class Keeper:
     """Everything the process holds. Times: ``now`` monotonic ms, ``attended`` see ``rules``."""
 
     def __init__(self, config: KeeperConfig, boot_id: str) -> None:
-        self.config, self.boot_id = config, boot_id
+        self.config, self.boot_id, self.keys = config, boot_id, config.keys
         self.now = self.started = self.attended = self.last_turn = self.next_tick = monotonic_ms()
         self.seq = codec.first_seq(time.time_ns() // 1_000_000, int.from_bytes(os.urandom(3), "big") >> 4)
         self.store = PairStore(config.run / "pairs")
@@ -137,12 +138,12 @@ class Keeper:
             self.bodies[address] = body
         self.seq += 1
         self.peers[address] = rules.sent_beat(peer, self.seq, self.now)
-        self.network.send_beat(address, spec.port, codec.encode(self.config.key, self.seq, peer.last_seq, body))
+        self.network.send_beat(address, spec.port, self.keys.encode(self.seq, peer.last_seq, body))
 
     def _beats_arrived(self, _mask: int) -> None:
         for address, datagram in self.network.beats():
             peer = self.peers.get(address)
-            beat = codec.decode(self.config.key, datagram) if peer is not None else None
+            beat = self.keys.decode(datagram) if peer is not None else None
             if peer is None or beat is None:
                 continue
             body = peer.body
@@ -267,6 +268,8 @@ class Keeper:
             return self._set_pair(request.get("pair"))
         if op == "drop_pair":
             return self._drop_pair(str(request.get("uuid")))
+        if op == "set_keys":
+            return self._set_keys(str(request.get("keys")))
         if op == "status":
             return self._status()
         if op == "subscribe":
@@ -295,6 +298,14 @@ class Keeper:
         self._speak_at_once()
         return self._done()
 
+    def _set_keys(self, text: str) -> Json:
+        """The cluster's beat keys change: the agent has put them on the disk, and tells us. No file is read here."""
+        keys = BeatKeys.parse(text)
+        if keys.require_after(self.keys):
+            log.info("beat keys: number %d", keys.number)
+            self.keys = keys
+        return {"ok": True, "beat_keys": self.keys.number}
+
     def _done(self) -> Json:
         return {"ok": True} if self.gate_error is None else {"ok": False, "error": self.gate_error}
 
@@ -317,4 +328,4 @@ class Keeper:
             for uuid, pair in self.pairs.items()
         }
         return {"ok": True, "uptime_ms": self.now - self.started, "datastore": self.datastore.to_json(),
-                "pairs": pairs, "gate_error": self.gate_error}  # fmt: skip
+                "pairs": pairs, "gate_error": self.gate_error, "beat_keys": self.keys.number}  # fmt: skip

@@ -205,6 +205,8 @@ class KeeperStatus:
     datastore: DatastoreHealth
     pairs: dict[str, PairStatus]
     gate_error: str | None
+    beat_keys: int = 0
+    """Number of the beat keys in use."""
 
     @staticmethod
     def from_json(doc: Json) -> "KeeperStatus":
@@ -213,6 +215,7 @@ class KeeperStatus:
             datastore=DatastoreHealth.from_json(doc["datastore"]),
             pairs={uuid: PairStatus.from_json(pair) for uuid, pair in doc["pairs"].items()},
             gate_error=doc.get("gate_error"),
+            beat_keys=int(doc.get("beat_keys", 0)),
         )
 
 

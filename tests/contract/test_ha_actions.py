@@ -19,6 +19,7 @@ from ftkvm.agent.ha.guard import now_ms
 from ftkvm.agent.ha.store import HaStore, VmsRead
 from ftkvm.agent.workers import Workers
 from ftkvm.core.ha.model import Ended, OwnerWhy, Result, StopVm
+from ftkvm.keeper.keys import BeatKeys
 from ftkvm.ports import Json
 
 UUID = "0f0f0f0f-1111-2222-3333-444444444444"
@@ -101,7 +102,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     datastore.initialise()
     datastore.create_once(f"vms/{UUID}/owner/0000001.json", {"host": "host1", "boot_id": "boot1", "at": 0.0})
     world, store, qemus = FakeWorld(), HaStore(datastore, "host1", "boot1"), Qemus()
-    actions = Actions(world, store, BeatTable("host1", b"key", 1), NoPeers(), qemus)
+    actions = Actions(world, store, BeatTable("host1", BeatKeys(0, bytes(32)), 1), NoPeers(), qemus)
     qemu = begin_qemu(tmp_path)
     deadline = time.monotonic() + 5
     while UUID not in qemus.look() and time.monotonic() < deadline:

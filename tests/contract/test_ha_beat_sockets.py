@@ -7,6 +7,7 @@ import pytest
 
 from ftkvm.agent.ha.beats import BeatBody, BeatPlan, BeatService
 from ftkvm.agent.ha.guard import now_ms
+from ftkvm.keeper.keys import BeatKeys
 
 KEY = bytes(range(32))
 PORT = 27445
@@ -26,7 +27,9 @@ def within(seconds: float, true: Callable[[], bool]) -> bool:
 @pytest.fixture
 def services() -> Iterator[dict[str, BeatService]]:
     said: dict[str, BeatBody | None] = dict.fromkeys(HOSTS, BeatBody("boot", 0, None))
-    made = {h: BeatService(h, KEY, PORT, lambda: PLAN, lambda h=h: said[h], lambda _h: None) for h in HOSTS}  # type: ignore[misc]
+    made = {
+        h: BeatService(h, BeatKeys(0, KEY), PORT, lambda: PLAN, lambda h=h: said[h], lambda _h: None) for h in HOSTS
+    }  # type: ignore[misc]
     for service in made.values():
         service.start()
     yield made

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from ftkvm.adapters.datastore import DirectoryDatastore
 from ftkvm.adapters.pki import Authority, TlsFiles, write_private
 from ftkvm.adapters.trust import Trust
+from ftkvm.agent.beat_keys import Keyring
 from ftkvm.agent.cluster import ClusterReader, commit_config
 from ftkvm.agent.cluster_settings import ClusterSettings
 from ftkvm.agent.cluster_view import ClusterView
@@ -34,6 +35,7 @@ from ftkvm.cli.main import main
 from ftkvm.config import ClusterConfig, HostConfig, HostEntry, Paths
 from ftkvm.core.checks.domain import Rules, VmFacts
 from ftkvm.core.trust import Role
+from ftkvm.keeper.keys import BeatKeys
 from ftkvm.ports import Json, PeerUnreachable
 
 schemathesis = pytest.importorskip("schemathesis", reason="`make setup` installs it")
@@ -59,6 +61,11 @@ class NobodyElse:
 
     def call(self, host: str, method: str, path: str, json: Json | None = None, timeout_s: float = 5.0) -> Json:
         raise PeerUnreachable("FTKVM-202", host=host, detail="made up")
+
+
+class NoKeeper:
+    def set_keys(self, keys: BeatKeys) -> None:
+        """It takes all."""
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +101,10 @@ def app(context: AgentContext, place: Path) -> Any:
     for path, content in ((files.authority, authority.certificate), (files.certificate, pair.certificate),
                           (files.key, pair.key)):  # fmt: skip
         write_private(path, content)
-    security = Security(context, Trust(files))
+    write_private(place / "beat.key", BeatKeys(0, bytes(32)).text().encode())
+    keyring = Keyring("h1", place / "beat.key", context.datastore, context.workers, context.cluster, context.peers,
+                      NoKeeper(), lambda _keys: None)  # fmt: skip
+    security = Security(context, Trust(files), keyring)
     room = UpgradeRoom(context, vms, service.admission)
     routers = [cluster_router(changing, ClusterView(context, service, changing), room), security_router(security)]
     context.datastore.replace("vms/u1/vm.json", VmRecord("u1", "vm1", False, {}, {}).to_json())

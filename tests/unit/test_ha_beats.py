@@ -3,8 +3,10 @@
 from ftkvm.agent.ha.beats import FRESH_MS, BeatBody, BeatPlan, BeatTable, encode_body
 from ftkvm.core.ha.model import HostCapacity
 from ftkvm.keeper import beat as codec
+from ftkvm.keeper.keys import BeatKeys
 
 KEY = bytes(range(32))
+KEYS = BeatKeys(0, KEY)
 PLAN = BeatPlan({"a": {"m": "10.0.0.1", "g": "10.1.0.1"}, "b": {"m": "10.0.0.2", "g": "10.1.0.2"}})
 BODY = BeatBody("boot", 3, HostCapacity(1000, 2000, frozenset({"br"}), compatible=False, why_not="old"))
 
@@ -18,7 +20,7 @@ def exchange(one: BeatTable, other: BeatTable, now: int, networks: tuple[str, ..
 
 
 def test_two_turns_make_both_heard_on_both_networks_with_what_they_say() -> None:
-    a, b = BeatTable("a", KEY, 1000), BeatTable("b", KEY, 5)
+    a, b = BeatTable("a", KEYS, 1000), BeatTable("b", KEYS, 5)
     exchange(a, b, 1000)
     assert b.seen() == {}  # a cannot have echoed b yet
     exchange(a, b, 2000)
@@ -29,7 +31,7 @@ def test_two_turns_make_both_heard_on_both_networks_with_what_they_say() -> None
 
 
 def test_each_network_stands_for_itself() -> None:
-    a, b = BeatTable("a", KEY, 1), BeatTable("b", KEY, 1)
+    a, b = BeatTable("a", KEYS, 1), BeatTable("b", KEYS, 1)
     for now in (1000, 2000):
         exchange(a, b, now)
     for now in (3000, 4000):
@@ -38,7 +40,7 @@ def test_each_network_stands_for_itself() -> None:
 
 
 def test_one_way_is_not_heard() -> None:
-    a, b = BeatTable("a", KEY, 1), BeatTable("b", KEY, 1)
+    a, b = BeatTable("a", KEYS, 1), BeatTable("b", KEYS, 1)
     for now in (1000, 2000):
         exchange(a, b, now)
     for now in range(3000, 12000, 1000):  # only b's beats arrive
@@ -49,7 +51,7 @@ def test_one_way_is_not_heard() -> None:
 
 
 def test_an_old_beat_played_back_does_not_count() -> None:
-    a, b = BeatTable("a", KEY, 1), BeatTable("b", KEY, 1)
+    a, b = BeatTable("a", KEYS, 1), BeatTable("b", KEYS, 1)
     for now in (1000, 2000):
         exchange(a, b, now)
     kept = b.datagrams(2500, PLAN, BODY)
@@ -62,7 +64,7 @@ def test_an_old_beat_played_back_does_not_count() -> None:
 
 def test_a_beat_played_back_at_once_keeps_no_dead_host_alive() -> None:
     """Recorded on the wire and sent again until its echo is too old: the host counts as heard when it was heard."""
-    a, b = BeatTable("a", KEY, 1), BeatTable("b", KEY, 1)
+    a, b = BeatTable("a", KEYS, 1), BeatTable("b", KEYS, 1)
     for now in (1000, 2000):
         exchange(a, b, now)
     recorded = b.datagrams(2100, PLAN, BODY)
@@ -78,7 +80,7 @@ def test_a_beat_played_back_at_once_keeps_no_dead_host_alive() -> None:
 
 
 def test_a_beat_of_another_key_host_network_or_addressee_does_not_count() -> None:
-    a = BeatTable("a", KEY, 7)
+    a = BeatTable("a", KEYS, 7)
     a.datagrams(1000, PLAN, BODY)
 
     def beat(key: bytes, host: str, to: str, network: str) -> bytes:
@@ -98,7 +100,7 @@ def test_a_beat_of_another_key_host_network_or_addressee_does_not_count() -> Non
 
 
 def test_a_host_that_comes_back_is_told_once() -> None:
-    a, b = BeatTable("a", KEY, 1), BeatTable("b", KEY, 1)
+    a, b = BeatTable("a", KEYS, 1), BeatTable("b", KEYS, 1)
     back = []
     for now in (1000, 2000, 3000, 9000, 10000, 11000):
         for sender, receiver in ((a, b), (b, a)):
@@ -108,10 +110,10 @@ def test_a_host_that_comes_back_is_told_once() -> None:
 
 
 def test_a_host_whose_clock_was_set_back_is_heard_again() -> None:
-    a, b = BeatTable("a", KEY, 1), BeatTable("b", KEY, 10**12)
+    a, b = BeatTable("a", KEYS, 1), BeatTable("b", KEYS, 10**12)
     for now in (1000, 2000):
         exchange(a, b, now)
-    b = BeatTable("b", KEY, 5)  # started again, its numbers are lower than before
+    b = BeatTable("b", KEYS, 5)  # started again, its numbers are lower than before
     for now in (3000, 4000, 5000, 6000):
         exchange(a, b, now)
     assert a.seen()["b"].networks["m"] == 6000

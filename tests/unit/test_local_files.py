@@ -12,6 +12,7 @@ import pytest
 import ftkvm
 from ftkvm.adapters import local_file, pki
 from ftkvm.adapters.pki import Authority, TlsFiles, write_private
+from ftkvm.agent.beat_keys import load
 from ftkvm.agent.ha.guard import read_state
 from ftkvm.agent.operations import Operations
 from ftkvm.agent.workers import Workers
@@ -180,10 +181,13 @@ def test_a_key_of_another_certificate_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [*DAMAGED, b"00" * 31])
-def test_a_damaged_beat_key_is_an_error_and_never_a_key_everybody_knows(content: bytes) -> None:
+def test_a_damaged_beat_key_is_an_error_and_never_a_key_everybody_knows(tmp_path: Path, content: bytes) -> None:
     """An empty file was taken for an empty key: whoever signs with no key at all was believed."""
-    with pytest.raises(ValueError):
-        pki.read_beat_key(content.decode())
+    (tmp_path / "beat.key").write_bytes(content)
+    with pytest.raises(FtkvmError) as caught:
+        load(tmp_path / "beat.key")
+    assert caught.value.code == "FTKVM-601"
+    assert "beat.key" in caught.value.text
 
 
 @pytest.fixture
@@ -204,7 +208,7 @@ def test_a_damaged_file_of_the_operator_is_named_by_everything_that_reads_it(
 ) -> None:  # fmt: skip
     (home.directory / name).write_bytes(content)
     seen = set()
-    for read in (home.load, home.authority, home.beat_key, home.issued, home.revoked, home.client_context,
+    for read in (home.load, home.authority, home.beat_keys, home.issued, home.revoked, home.client_context,
                  lambda: home.revoke({"12"})):  # fmt: skip
         try:
             read()

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from ftkvm.agent.ha.guard import now_ms
 from ftkvm.core.ha.model import Beats, HostCapacity
 from ftkvm.keeper import beat as codec
+from ftkvm.keeper.keys import BeatKeys
 
 log = logging.getLogger(__name__)
 MAGIC = b"FHB1"
@@ -94,13 +95,18 @@ def decode_body(raw: bytes) -> tuple[str, str, str, BeatBody]:
 class BeatTable:
     """Which beats were sent, and what was heard; pure, times in ms of this host's monotonic clock."""
 
-    def __init__(self, host: str, key: bytes, first_seq: int) -> None:
+    def __init__(self, host: str, keys: BeatKeys, first_seq: int) -> None:
         self._host = host
-        self._key = key
+        self._keys = keys
         self._seq = first_seq
         self._sent: dict[int, int] = {}
         self._peers: dict[str, _Peer] = {}
         self._lock = threading.Lock()
+
+    def use_keys(self, keys: BeatKeys) -> None:
+        """Sign and accept beats by these from now on."""
+        with self._lock:
+            self._keys = keys
 
     def datagrams(self, now: int, plan: BeatPlan, body: BeatBody) -> list[tuple[str, str, bytes]]:
         """One turn's beats as (network, address, datagram)."""
@@ -117,12 +123,12 @@ class BeatTable:
                     line = peer.lines.get(network) if peer is not None else None
                     raw = encode_body(self._host, host, network, body)
                     echo = line.their_seq if line is not None else 0
-                    found.append((network, address, codec.encode(self._key, self._seq, echo, raw, MAGIC)))
+                    found.append((network, address, self._keys.encode(self._seq, echo, raw, MAGIC)))
             return found
 
     def heard(self, now: int, network: str, datagram: bytes, plan: BeatPlan) -> str | None:
         """Take a datagram in; the host if it counts and was long unheard, else None."""
-        beat = codec.decode(self._key, datagram, MAGIC)
+        beat = self._keys.decode(datagram, MAGIC)
         if beat is None:
             return None
         try:
@@ -177,14 +183,14 @@ class BeatService:
     def __init__(
         self,
         host: str,
-        key: bytes,
+        keys: BeatKeys,
         port: int,
         plan: Callable[[], BeatPlan],
         body: Callable[[], BeatBody | None],
         on_return: Callable[[str], None],
     ) -> None:
         first = codec.first_seq(time.time_ns() // 1_000_000, int.from_bytes(os.urandom(3)) & 0xFFFFF)
-        self.table = BeatTable(host, key, first)
+        self.table = BeatTable(host, keys, first)
         self._host = host
         self._port = port
         self._plan = plan

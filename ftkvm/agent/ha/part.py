@@ -3,11 +3,9 @@
 import logging
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ftkvm.adapters.hardware import bridges, hardware
-from ftkvm.adapters.pki import read_beat_key
 from ftkvm.adapters.qemus import Qemus
 from ftkvm.agent.attempts import DIRECTORY
 from ftkvm.agent.context import AgentContext
@@ -31,6 +29,7 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig
 from ftkvm.core.ha.model import Beats, Cluster, Event, LocalVm, OwnerWhy
 from ftkvm.core.ha.settings import ha_networks
+from ftkvm.keeper.keys import BeatKeys
 from ftkvm.ports import Json
 
 log = logging.getLogger(__name__)
@@ -40,23 +39,12 @@ _WORKERS = 512
 """Its own: HA's work must not wait for others', and an isolated host ends all its VMs at once."""
 
 
-def _beat_key(path: Path) -> bytes:
-    """The cluster's.
-
-    :raises FtkvmError: FTKVM-601
-    """
-    try:
-        return read_beat_key(path.read_text())
-    except (OSError, ValueError) as error:
-        raise FtkvmError("FTKVM-601", path=path, detail=str(error)) from error
-
-
 class HaPart:
     """One per agent; ``extras["ha"]``."""
 
     def __init__(
         self, ctx: AgentContext, service: Service, operations: Operations, pairs: PairManager, health: Health,
-        machine: Machine, bridge: Bridge, datastore: SignedDatastore,
+        machine: Machine, bridge: Bridge, datastore: SignedDatastore, keys: BeatKeys,
     ) -> None:  # fmt: skip
         self._ctx = ctx
         self._service = service
@@ -76,7 +64,7 @@ class HaPart:
         self._stop = threading.Event()
         self._beats = BeatService(
             ctx.host,
-            _beat_key(ctx.config.paths.beat_key),
+            keys,
             ctx.config.ha_port,
             lambda: self._plan,
             self._body,
@@ -121,6 +109,10 @@ class HaPart:
         self._runner.stop()
         self._beats.stop()
         self._stop.set()
+
+    def use_keys(self, keys: BeatKeys) -> None:
+        """Sign and accept beats by these from now on."""
+        self._beats.table.use_keys(keys)
 
     def _look_forever(self) -> None:
         while not self._stop.is_set():

@@ -124,6 +124,18 @@ def _channels(cluster: ClusterView) -> Iterator[Finding]:
         yield Finding("FTKVM-340", {"network": network, "what": ", ".join(names)}, Severity.WARNING)
 
 
+def _beats(cluster: ClusterView) -> Iterator[Finding]:
+    """Numbers that are no multiple of three are of a change under way (``ftkvm/keeper/keys.py``)."""
+    numbers = {
+        host.name: host.certificate.beat_keys
+        for host in cluster.hosts
+        if host.certificate is not None and host.certificate.beat_keys is not None
+    }
+    if len(set(numbers.values())) > 1 or any(number % 3 for number in numbers.values()):
+        said = ", ".join(f"{name} has number {number}" for name, number in sorted(numbers.items()))
+        yield Finding("FTKVM-339", {"hosts": said}, Severity.WARNING)
+
+
 CHECKS: tuple[Check[ClusterView], ...] = (
     Check("answers", "all hosts answer", _answers),
     Check("ha", "HA and host monitoring are on", _ha),
@@ -134,6 +146,7 @@ CHECKS: tuple[Check[ClusterView], ...] = (
     Check("same-versions", "versions are the same everywhere", _versions),
     Check("clocks", "clocks and power management are alike", _clocks),
     Check("channels", "what travels between hosts is encrypted", _channels),
+    Check("beats", "beats are signed with one key", _beats),
     Check("mtu", "frame sizes are the same from end to end", _mtu),
 )
 

@@ -74,12 +74,15 @@ class CertificateSigns:
     days_left: int = 0
     revoked: bool = False
     error: str = ""
+    beat_keys: int | None = None
+    """Number of the keys its beats are signed with; None: it did not say."""
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "CertificateSigns":
         """What a host's agent says of it (``agent/security.py`` writes it)."""
         error = str(document.get("error") or "")
-        return cls(int(document.get("days_left", 0)), bool(document.get("revoked")), error)
+        keys = (document.get("beat_keys") or {}).get("number")
+        return cls(int(document.get("days_left", 0)), bool(document.get("revoked")), error, keys)
 
 
 MOST_FT_COPIES = 4
