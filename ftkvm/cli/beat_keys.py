@@ -10,7 +10,7 @@ and not passed over: it may only be cut off from here, and be in a pair.
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ftkvm.catalogue import FtkvmError
@@ -91,8 +91,11 @@ def _next(home: Home, keys: BeatKeys) -> BeatKeys:
     """The next step, on the disk. Who has left is struck off last: cut off before, the keys are changed once more."""
     coming = keys.offered(secrets.token_bytes(32)) if keys.settled else keys.advanced()
     home.save_beat_keys(coming)
+    there = home.beats_due()
     if keys.settled:
-        home.save_beats_due(BeatsDue([], home.beats_due().due))
+        home.save_beats_due(BeatsDue([], there.due))
+    elif coming.settled:
+        home.save_beats_due(replace(there, leaving=[]))
     return coming
 
 

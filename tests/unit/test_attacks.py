@@ -149,7 +149,7 @@ def test_whatever_fits_the_document_or_not_is_answered(app: Any, place: Path, mo
     assert {path.name for path in (place / "ds").iterdir()} == {".ftkvm"}
 
 
-MADE = {"ds", "operations", "cache.json", "ca.crt", "host.crt", "host.key", "host.key.new", "run"}
+MADE = {"beat.key", "ds", "operations", "cache.json", "ca.crt", "host.crt", "host.key", "host.key.new", "run"}
 HOSTILE = ["..", "../../../etc/passwd", "%2e%2e%2f", "a;touch /tmp/ftkvm-was-here", "$(id)", "`id`", "a\nb", "\x00",
            "-x", "a" * 5000, "ü/..", "{uuid}", "%s%n"]  # fmt: skip
 
