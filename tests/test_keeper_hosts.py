@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 from keeper_world import UUID, World, needs_netns, until, world
 
+from ftkvm.keeper import keys as beat_keys
 from ftkvm.keeper.client import KeeperRefused
+from ftkvm.keeper.keys import BeatKeys
 from ftkvm.keeper.model import EvidenceEvent
 
 pytestmark = needs_netns
@@ -182,6 +184,49 @@ def test_another_clusters_beats_are_ignored(hosts: World) -> None:
         hosts.pair(host, "primary" if host == "a" else "secondary")
     time.sleep(0.5)
     assert hosts.verdict("a") == hosts.verdict("b") == "agent_silent"
+
+
+def test_the_key_is_changed_under_a_pair(hosts: World) -> None:
+    """Three steps on both hosts, one after the other: nothing but *alive* is ever told, and the gate stays open. Then
+    who has the old key only is not heard, and a keeper that is killed comes back with what its file has."""
+    hosts.protected()
+    listener = Listener(hosts)
+    listener.verdicts()
+    keys = beat_keys.load(hosts.directory / "a" / "beat.key")
+    old = keys
+    for number in range(1, 4):
+        keys = keys.offered(bytes([7]) * 32) if keys.settled else keys.advanced()
+        for host in "ab":
+            (hosts.directory / host / "beat.key").write_text(keys.text())
+            hosts.client(host).set_keys(keys)
+            time.sleep(0.4)  # longer than it takes to be called silent, with the two one step apart
+            assert hosts.gate("a") == "open"
+        assert [hosts.client(host).status().beat_keys for host in "ab"] == [number, number]
+    assert listener.verdicts() == {"alive"}
+    with pytest.raises(KeeperRefused, match="older"):
+        hosts.client("a").set_keys(old)
+    with pytest.raises(KeeperRefused, match="others"):
+        hosts.client("a").set_keys(BeatKeys(3, bytes([9]) * 32))
+    hosts.signal("b", signal.SIGKILL)
+    hosts.keepers["b"].wait()
+    hosts.start("b")
+    until(lambda: hosts.verdict("a") == "alive" and hosts.verdict("b") == "alive" and hosts.gate("a") == "open")
+    (hosts.directory / "b" / "beat.key").write_text(old.text())
+    hosts.signal("b", signal.SIGKILL)
+    hosts.keepers["b"].wait()
+    hosts.start("b")
+    until(lambda: hosts.verdict("a") == hosts.verdict("b") == "agent_silent")
+    time.sleep(0.5)
+    assert hosts.verdict("a") == hosts.verdict("b") == "agent_silent"
+    listener.close()
+
+
+@pytest.mark.parametrize("content", ["", "number 1\n", "00" * 31])
+def test_a_keeper_does_not_run_with_a_damaged_key(hosts: World, content: str) -> None:
+    (hosts.directory / "a" / "beat.key").write_text(content)
+    hosts.start("a")
+    assert hosts.keepers["a"].wait(10) != 0
+    assert "beat.key" in (hosts.directory / "a" / "log").read_text()
 
 
 def test_a_refused_pair_changes_nothing(hosts: World) -> None:

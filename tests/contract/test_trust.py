@@ -123,6 +123,12 @@ def refused(peers: HttpsPeers, code: str, method: str = "GET", path: str = "/v1/
     (Role.ADMINISTRATOR, "POST", "/v1/local/vms/u/start", False),  # secondaries are not driven directly (OP-04)
     (Role.ADMINISTRATOR, "POST", "/v1/peer/pairs/u/destroy", False),
     (Role.HOST, "POST", "/v1/peer/pairs/u/destroy", True),
+    (Role.HOST, "POST", "/v1/peer/beat-keys", True),
+    (Role.ADMINISTRATOR, "POST", "/v1/peer/beat-keys", False),
+    (Role.VIEWER, "POST", "/v1/peer/beat-keys", False),
+    (Role.ADMINISTRATOR, "POST", "/v1/security/beat-keys", True),
+    (Role.OPERATOR, "POST", "/v1/security/beat-keys", False),
+    (Role.HOST, "POST", "/v1/security/beat-keys", False),
     (Role.HOST, "GET", "/v1/health", True),
     (Role.HOST, "POST", "/v1/cluster/settings", False),
     (Role.HOST, "POST", "/v1/security/certificate", False),

@@ -80,7 +80,7 @@ def test_a_host_that_is_removed_knows_no_key_that_counts_and_is_told_none(seat: 
 
 
 def test_a_silent_host_is_waited_for_and_after_a_power_loss_it_has_what_it_said(seat: Seat, protected: Guest) -> None:
-    """The change waits while a host is off; the VM is taken over meanwhile; then the change goes on, and it is hearing."""
+    """The change waits while a host is off; the VM is taken over meanwhile; then the change goes on."""
     pair = seat.wait_protected("k1")
     primary = seat.vm("k1")["host"]
     other = seat.other(primary, seat.hosts[2].name)

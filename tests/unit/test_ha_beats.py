@@ -118,3 +118,21 @@ def test_a_host_whose_clock_was_set_back_is_heard_again() -> None:
         exchange(a, b, now)
     assert a.seen()["b"].networks["m"] == 6000
     assert b.seen()["a"].networks["m"] == 6000
+
+
+def test_the_key_is_changed_and_no_beat_is_lost() -> None:
+    """The two are never more than a step apart, each ahead in turn; then the old key alone is not heard any more."""
+    a, b = BeatTable("a", KEYS, 1), BeatTable("b", KEYS, 1)
+    keys, now = KEYS, 1000
+    for _ in range(3):
+        exchange(a, b, now)
+        keys = keys.offered(bytes([9]) * 32) if keys.settled else keys.advanced()
+        for table in (a, b):
+            table.use_keys(keys)
+            now += 1000
+            exchange(a, b, now)
+            exchange(a, b, now + 500)
+            assert a.seen()["b"].networks["m"] == b.seen()["a"].networks["m"] == now + 500
+    a.use_keys(KEYS)
+    exchange(a, b, now + 1000)
+    assert b.seen()["a"].networks["m"] == now + 500
