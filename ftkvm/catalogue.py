@@ -316,7 +316,7 @@ CATALOGUE: dict[str, Message] = dict(
         _m("FTKVM-337", "nobody is trusted on this host: the revocation list {path} cannot be read: {detail}", "A list that is there and damaged is not taken for none: somebody who was revoked would get in. VMs, pairs and beats go on.",
            "It is mended by itself where a good list lies on the datastore (within 30 s); else `ftkvm host add HOST` writes it anew."),
         _m("FTKVM-338", "the beat keys are not taken by host {host}: {detail}", "Keys have a number that only grows. The host goes on with those it has, which the others accept.",
-           "`ftkvm cert rotate-beats` goes on from what is there. If its own keys are too old: was this directory copied? Use the newest one."),
+           "`ftkvm cert rotate-beats` goes on from what is there. If the keys are too old: was this directory copied? Use the newest one. If the host's are: `ftkvm host add {host}`."),
         _m("FTKVM-339", "the change of the beat keys is not finished: {hosts}", "Each step waits until every host has taken it: a host that is silent may only be cut off, and in a pair. Until the last step the key of before counts as well.",
            "Bring the hosts back, or take them out (`ftkvm host remove NAME --dead`); then `ftkvm cert rotate-beats` goes on."),
         _m("FTKVM-340", "on the {network} network travel unencrypted: {what}", "The cluster's setting {network}.encryption is off: whoever is on this network can read and change them.",

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 NUMBER_FILE = "security/beat-keys.json"
 _LOOK_EVERY_S = 30.0
 _AGAIN_S = 4.0
-"""After a look that did not end well: a host with old keys is not heard by the others."""
+"""After a look that did not end well, then twice that and so on: a host with old keys may not be heard by others."""
 _ASK_TIMEOUT_S = 3.0
 
 
@@ -61,7 +61,7 @@ class Keyring:
         self._lock = threading.Lock()
         self._keys = load(path)
         self._told_keeper = False
-        self._look_at = float("-inf")
+        self._look_at, self._again_s = float("-inf"), _AGAIN_S
 
     @property
     def number(self) -> int:
@@ -105,15 +105,16 @@ class Keyring:
         now = time.monotonic()
         if now < self._look_at:
             return
-        self._look_at = now + _AGAIN_S
+        self._look_at = now + self._again_s
         try:
             with self._lock:
                 if not self._told_keeper:
                     self._tell_keeper()
             if self._published() > self._keys.number:
                 self._fetch()
-            self._look_at = now + _LOOK_EVERY_S
+            self._look_at, self._again_s = now + _LOOK_EVERY_S, _AGAIN_S
         except FtkvmError as error:
+            self._again_s = min(2 * self._again_s, _LOOK_EVERY_S)
             log.warning("beat keys: %s", error)
 
     def _write(self, keys: BeatKeys) -> None:

@@ -91,12 +91,17 @@ class BeatKeys:
     def require_after(self, before: "BeatKeys") -> bool:
         """Whether these are newer than ``before``; the same ones are not, and are fine.
 
-        :raises ValueError: older ones, or others of the same number
+        safety: whoever still has those of before must be understood, and understand. So keys that are more than a step
+        ahead are not taken, whatever is told from outside.
+
+        :raises ValueError: older ones, others of the same number, or more than a step ahead
         """
         if self.number < before.number:
             raise ValueError(f"number {self.number} is older than {before.number}, which is in use")
         if self.number == before.number and not hmac.compare_digest(self.text(), before.text()):
             raise ValueError(f"they are others than those in use, of the same number {self.number}")
+        if self.signing not in before.all() or before.signing not in self.all():
+            raise ValueError(f"number {self.number} is more than a step after {before.number}, which is in use")
         return self.number > before.number
 
     # beats

@@ -41,7 +41,7 @@ def started(seat: Seat, *names: str) -> list[str]:
     return [seat.host(name).run(asked) for name in names]
 
 
-def refused_beats(seat: Seat, name: str) -> str:
+def last_words(seat: Seat, name: str) -> str:
     return seat.host(name).run(["journalctl", "-u", "ftkvm-agent", "-o", "cat", "--no-pager", "-n", "200"])
 
 
@@ -75,7 +75,7 @@ def test_a_host_that_is_removed_knows_no_key_that_counts_and_is_told_none(seat: 
     known, now = keys_on(seat, out)[out], keys_on(seat, *stay)
     assert len(set(now.values())) == 1
     assert not {key for keys in now.values() for key in keys.all()} & set(known.all())
-    assert "beat keys: the beat keys are not taken" in refused_beats(seat, out)
+    assert f"FTKVM-323: {out} (host) is refused" in last_words(seat, out)
     assert seat.wait_protected("k1")["epoch"] == pair["epoch"]
 
 

@@ -43,6 +43,18 @@ def states() -> list[BeatKeys]:
     return found
 
 
+def test_nobody_takes_more_than_a_step_at_once() -> None:
+    """Else those who are not told yet would not be understood, whatever an operator's side does."""
+    for (at, before), (place, after) in itertools.product(enumerate(states()), repeat=2):
+        if place in (at, at + 1):
+            assert after.require_after(before) is (place == at + 1)
+        elif {before.number, after.number} == {2, 4}:
+            continue  # both sign with the second key, and accept it
+        else:
+            with pytest.raises(ValueError):
+                after.require_after(before)
+
+
 def test_one_step_apart_all_understand_each_other_and_after_the_last_the_old_key_is_worth_nothing() -> None:
     for before, after in itertools.pairwise(states()):
         assert understands(before, after)
@@ -280,7 +292,9 @@ def test_older_keys_and_those_of_a_copied_directory_are_not_taken(three: Cluster
     three.change(anew=True)
     member = three.hosts["h0"]
     before = member.uses
-    for keys in (BeatKeys(0, ONE), BeatKeys(1, ONE, TWO), BeatKeys(3, THREE)):
+    ahead = before[0].offered(TWO)
+    far = [ahead.advanced(), ahead.advanced().advanced(), BeatKeys(4, TWO, THREE), BeatKeys(9, TWO)]
+    for keys in (BeatKeys(0, ONE), BeatKeys(1, ONE, TWO), BeatKeys(3, THREE), *far):
         with pytest.raises(FtkvmError) as caught:
             member.ring.take(keys.text())
         assert caught.value.code == "FTKVM-338"
