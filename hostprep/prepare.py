@@ -128,7 +128,7 @@ def _prepare(
     entry = host_entry(session.target.host, found, cluster)
     wish = make_wish(home, cluster, entry, found)
     require(found, wish)
-    _require_newest_keys(session, found, home)
+    require_newest_keys(session, found, home)
     others = members(hosts(home)) if cluster.hosts and _is_new(entry, found) else []
     require_may_join(machine_of(entry.name, found), others)
     steps = plan(found, wish)
@@ -153,7 +153,7 @@ def _prepare(
     return Prepared(entry, [step.text for step in todo])
 
 
-def _require_newest_keys(session: Session, found: HostFacts, home: Home) -> None:
+def require_newest_keys(session: Runner, found: HostFacts, home: Home) -> None:
     """The host's beat keys are not newer than ours: those it has now would be no good among the others.
 
     :raises FtkvmError: FTKVM-338, this is an older copy of the operator's directory

@@ -51,14 +51,21 @@ class Changed:
 @contextmanager
 def leaving(home: Home, host: str) -> Iterator[None]:
     """Around the removal of a host: that the keys it knows are to be changed is noted before it is out."""
-    before = home.beats_due()
-    home.save_beats_due(BeatsDue(sorted({*before.due, host}), before.leaving))
+    noted = host in home.beats_due().due
+    _note(home, host, due=True)
     try:
         yield
     except FtkvmError as error:
         if error.message.exit_status != _UNKNOWN:
-            home.save_beats_due(before)
+            _note(home, host, due=noted)
         raise
+
+
+def _note(home: Home, host: str, *, due: bool) -> None:
+    with home.held(alone=True):
+        there = home.beats_due()
+        names = {*there.due, host} if due else {*there.due} - {host}
+        home.save_beats_due(replace(there, due=sorted(names)))
 
 
 def members(home: Home, told: Iterable[str]) -> list[str]:
@@ -73,18 +80,18 @@ def members(home: Home, told: Iterable[str]) -> list[str]:
 def change(home: Home, client: Asks, hosts: list[str], *, anew: bool = False) -> Changed:
     """Go on with a change under way, then change the keys if somebody has left, or if asked to (``anew``).
 
-    The revocation list goes first: a host that has not read that another one is out would give it the keys.
+    The caller holds the keys alone since before it asked who the members are: no host may be added meanwhile. The
+    revocation list goes first: a host that has not read that another one is out would give it the keys.
     """
-    with home.held(alone=True):
-        keys, changed = home.beat_keys(), False
-        waits = _tell(client, hosts, "/v1/security/revoked", {"list": home.revocation_list().decode()})
-        while True:
-            waits = waits or _give(client, hosts, keys)
-            wanted = bool(home.beats_due().due) or (anew and not changed)
-            if waits or (keys.settled and not wanted):
-                return Changed(keys.number, keys.settled and not wanted, waits)
-            changed = changed or not keys.settled
-            keys = _next(home, keys)
+    keys, changed = home.beat_keys(), False
+    waits = _tell(client, hosts, "/v1/security/revoked", {"list": home.revocation_list().decode()})
+    while True:
+        waits = waits or _give(client, hosts, keys)
+        wanted = bool(home.beats_due().due) or (anew and not changed)
+        if waits or (keys.settled and not wanted):
+            return Changed(keys.number, keys.settled and not wanted, waits)
+        changed = changed or not keys.settled
+        keys = _next(home, keys)
 
 
 def _next(home: Home, keys: BeatKeys) -> BeatKeys:

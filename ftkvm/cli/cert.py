@@ -142,11 +142,12 @@ def change_beat_keys(home: Home, *, anew: bool = False) -> Changed:
 
     :raises FtkvmError: FTKVM-607 no agent says who the members are
     """
-    if not home.load().hosts:
-        return change(home, _Nobody(), [], anew=anew)
-    client = AgentClient(home)
-    told = [str(row["name"]) for row in client.call("GET", "/v1/hosts")["hosts"]]
-    return change(home, client, members(home, told), anew=anew)
+    with home.held(alone=True):
+        if not home.load().hosts:
+            return change(home, _Nobody(), [], anew=anew)
+        client = AgentClient(home)
+        told = [str(row["name"]) for row in client.call("GET", "/v1/hosts")["hosts"]]
+        return change(home, client, members(home, told), anew=anew)
 
 
 class _Nobody:

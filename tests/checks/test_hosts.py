@@ -184,6 +184,11 @@ def test_a_good_cluster() -> None:
     (two(links={**LINKS, "migration": Link("ens2", 10000, 1500)}), "FTKVM-237", Severity.WARNING),
     (two(frames_lost={"ft": ("h1",), "migration": ("h3",)}), "FTKVM-750", Severity.ERROR),
     (two(cpu=replace(CPU, stepping=7)), "FTKVM-234", Severity.WARNING),
+    (replace(two(), hosts=tuple(replace(each, certificate=CertificateSigns(800, beat_keys=number))
+                                for each, number in zip(two().hosts, (3, 4), strict=True))),
+     "FTKVM-339", Severity.WARNING),
+    (replace(two(), hosts=tuple(replace(each, certificate=CertificateSigns(800, beat_keys=5)) for each in two().hosts)),
+     "FTKVM-339", Severity.WARNING),
     (replace(two(), channels=(Channel("a", "ft", "TLS"), Channel("b", "ft"))), "FTKVM-340", Severity.WARNING),
 ])  # fmt: skip
 def test_each_finding_of_the_cluster(view: ClusterView, code: str, severity: Severity) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from ftkvm.catalogue import FtkvmError
 from ftkvm.config import HostEntry
 from ftkvm.core.clock import Clock
 from ftkvm.home import ClusterFile, Home
+from ftkvm.keeper.keys import BeatKeys
 from hostprep import facts as facts_of
 from hostprep import packages
 from hostprep import plan as planning
@@ -22,7 +24,7 @@ from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts, Link, parse
 from hostprep.journal import TakenBack, take_back
 from hostprep.package import Package
 from hostprep.plan import Wish, plan, require
-from hostprep.prepare import host_entry, make_wish, note_certificate
+from hostprep.prepare import host_entry, make_wish, note_certificate, require_newest_keys
 from hostprep.preview import preview
 from hostprep.ssh import Result
 from hostprep.step import NOT_DONE, Step
@@ -520,3 +522,43 @@ def test_only_a_certificate_that_is_used_is_listed(tmp_path: Path, note: bool, l
 def test_a_packages_own_directory_stays_when_our_file_goes() -> None:
     for path, gone in (("/etc/apt/preferences.d/ftkvm", False), ("/etc/ftkvm/agent.toml", True)):
         assert ("rmdir" in planning.file_step(path, b"", 0o644, "/j").undo) is gone
+
+
+@pytest.mark.parametrize(("there", "refused"), [("", False), ("0", False), ("3", False), ("4", True), ("x", False)])
+def test_keys_of_an_older_copy_of_the_operators_directory_are_not_written_over_newer_ones(
+    tmp_path: Path, there: str, refused: bool
+) -> None:  # fmt: skip
+    home = Home(tmp_path / "home")
+    home.create(ClusterFile("c", "id", "/srv/ftkvm", "10.0.0.0/24", "10.1.0.0/24", "10.2.0.0/24", ["br-vm"]))
+    home.save_beat_keys(BeatKeys(3, bytes(32)))
+
+    class Says(Local):
+        def run(self, command: str, stdin: bytes = b"", timeout_s: float = 60.0) -> Result:
+            return Result(0, f"{there}\n", "")
+
+    found = replace(good(), digests={"/etc/ftkvm/beat.key": "of others"})
+    if refused:
+        with pytest.raises(FtkvmError) as caught:
+            require_newest_keys(Says(), found, home)
+        assert caught.value.code == "FTKVM-338"
+    else:
+        require_newest_keys(Says(), found, home)
+
+
+def test_the_beat_keys_do_not_change_while_a_host_is_added(tmp_path: Path) -> None:
+    """Several hosts may be added at once; a change waits for all of them."""
+    home = Home(tmp_path / "home")
+    home.create(ClusterFile("c", "id", "/srv/ftkvm", "10.0.0.0/24", "10.1.0.0/24", "10.2.0.0/24", ["br-vm"]))
+    changed = threading.Event()
+
+    def change() -> None:
+        with home.held(alone=True):
+            changed.set()
+
+    with home.held(alone=False):
+        with home.held(alone=False):
+            thread = threading.Thread(target=change)
+            thread.start()
+        assert not changed.wait(0.2)
+    assert changed.wait(5)
+    thread.join()
