@@ -39,12 +39,15 @@ class Changed:
     def to_json(self) -> Json:
         return {"number": self.number, "finished": self.finished, "waits": self.waits}
 
+    def silent(self) -> str:
+        """Who is waited for, and why."""
+        return "; ".join(f"{host}: {why}" for host, why in self.waits.items())
+
     def text(self) -> str:
         """For a human."""
-        silent = "; ".join(f"{host}: {why}" for host, why in self.waits.items())
         if not self.finished:
-            return f"The beat key is not changed yet, {silent}. `ftkvm cert rotate-beats` goes on."
-        late = f" Not told yet (told when it is back): {silent}." if self.waits else ""
+            return f"The beat key is not changed yet, {self.silent()}. `ftkvm cert rotate-beats` goes on."
+        late = f" Not told yet (told when it is back): {self.silent()}." if self.waits else ""
         return f"The beats are signed with a new key; the old one counts no more.{late}"
 
 

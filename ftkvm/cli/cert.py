@@ -132,9 +132,9 @@ def rotate_beats(output: str) -> None:
     home = Home()
     pending = not home.beat_keys().settled or bool(home.beats_due().due)
     done = change_beat_keys(home, anew=not pending)
-    Reporter(output).result(done.to_json(), done.text())
     if not done.finished:
-        raise FtkvmError("FTKVM-339", hosts="; ".join(f"{host}: {why}" for host, why in done.waits.items()))
+        raise FtkvmError("FTKVM-339", hosts=done.silent())
+    Reporter(output).result(done.to_json(), done.text())
 
 
 def change_beat_keys(home: Home, *, anew: bool = False) -> Changed:
