@@ -110,8 +110,11 @@ class Keyring:
             with self._lock:
                 if not self._told_keeper:
                     self._tell_keeper()
-            if self._published() > self._keys.number:
+            published = self._published()
+            if published > self._keys.number:
                 self._fetch()
+            elif published < self._keys.number:
+                self._publish(self._keys.number)
             self._look_at, self._again_s = now + _LOOK_EVERY_S, _AGAIN_S
         except FtkvmError as error:
             self._again_s = min(2 * self._again_s, _LOOK_EVERY_S)
@@ -129,7 +132,7 @@ class Keyring:
         self._told_keeper = True
 
     def _publish(self, number: int) -> None:
-        """safety: only a hint, so one that is not written, or older than another host's, does no harm."""
+        """safety: only a hint, so one that is not written, or older than another host's, does no harm: see refresh."""
         try:
             self._workers.run(
                 lambda: self._datastore.replace(NUMBER_FILE, {"number": number}), 2.0, "write the beat keys' number"

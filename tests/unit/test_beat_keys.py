@@ -325,6 +325,11 @@ def test_what_the_datastore_says_is_only_a_hint(three: Cluster, caplog: pytest.L
         three.hosts["h0"].ring.refresh()
     assert three.hosts["h0"].uses == before
     assert "no other host has the newer ones" in caplog.text
+    three.change(anew=True)
+    three.store.replace(NUMBER_FILE, {"number": 2})  # a write that hung, of the step before
+    three.hosts["h0"].start_agent()
+    three.hosts["h0"].ring.refresh()
+    assert (three.store.read_json(NUMBER_FILE) or {})["number"] == 3
 
 
 def test_an_agent_that_starts_has_its_keeper_use_what_is_on_the_disk(three: Cluster) -> None:
