@@ -77,14 +77,14 @@ def create(
     number = next(n for n in range(FIRST_NUMBER, 250) if n not in used)
     disk = f"{directory}/images/{name}.qcow2"
     made = Guest(name, str(uuid.uuid4()), number, disk)
-    seat = operator.environment()
-    run(operator.ssh(host.name, ["mkdir", "-p", f"{directory}/images"]), env=seat)
-    run(operator.ssh(host.name, ["qemu-img", "create", "-q", "-f", "qcow2", disk, disk_size]), env=seat)
-    run(
-        operator.ssh(host.name, ["virsh", "define", "/dev/stdin"]),
-        env=seat,
-        text_in=domain_xml(made, files, memory_mib, vcpus, kvm_works(host)),
-    )
+    xml = domain_xml(made, files, memory_mib, vcpus, kvm_works(host))
+    for command, text in (
+        (["mkdir", "-p", f"{directory}/images"], None),
+        (["qemu-img", "create", "-q", "-f", "qcow2", disk, disk_size], None),
+        (["virsh", "define", "/dev/stdin"], xml),
+    ):
+        words = operator.ssh(host.name, command)
+        run(words, timeout_s=60 * lab.record().time_dilation, env=operator.environment(), text_in=text)
     RECORD.write_text(json.dumps({n: asdict(g) for n, g in {**guests(), name: made}.items()}))
     return made
 

@@ -46,8 +46,9 @@ class VmHost(LabHost):
         return self.paths.base / "disk.raw"
 
     def ready(self) -> bool:
+        address = names.host_address(self.name, "management")
         try:
-            with netns.connect(names.CLIENT_NS, names.host_address(self.name, "management"), 22, 1) as sock:
+            with netns.connect(names.CLIENT_NS, address, 22, record().time_dilation) as sock:
                 if sock.recv(4) != b"SSH-":
                     return False
         except OSError:

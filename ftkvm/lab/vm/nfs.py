@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import names, netns, network
+from ftkvm.lab.record import record
 from ftkvm.lab.system import wait_for
 from ftkvm.lab.vm import layer
 from ftkvm.lab.vm.host import VmHost
@@ -46,8 +47,9 @@ class StorageBox(VmHost):
 
     def serves(self) -> bool:
         """Whether its NFS server takes connections."""
+        address = names.host_address(self.name, "management")
         try:
-            netns.connect(names.CLIENT_NS, names.host_address(self.name, "management"), PORT, 1).close()
+            netns.connect(names.CLIENT_NS, address, PORT, record().time_dilation).close()
         except OSError:
             return False
         return True
