@@ -40,7 +40,7 @@ def stage() -> Iterator[Stage]:
     """Two hosts that are VMs and one cluster."""
     mine = lab.standing() is None
     lab.up(2, None, print, lab.VMS)
-    made = Stage(("host1", "host2"))
+    made = Stage(("host1", "host2"), time_dilation=lab.record().time_dilation)
     try:
         made.create_cluster(print)
         for host in made.hosts:
