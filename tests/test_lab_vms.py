@@ -127,6 +127,8 @@ def test_both_kinds_of_frozen_are_frozen(
         (group.path / "cgroup.events").write_text(f"populated 1\nfrozen {frozen:d}\n")
         (group.path / "cgroup.freeze").write_text("0\n")
     assert (host.frozen, host.cgroup.frozen) == (whole or only_cpus, whole)
+    (host.cgroup.path / "cgroup.events").write_text(f"populated 0\nfrozen {whole:d}\n")
+    assert not host.frozen  # it was frozen, and has lost its power
     thawed: list[str] = []
     monkeypatch.setattr(system.Cgroup, "freeze", lambda group, on: thawed.append(f"{group.path.name} {on}"))
     host.thaw()

@@ -49,8 +49,8 @@ class VmHost(LabHost):
 
     @property
     def frozen(self) -> bool:
-        """Its CPUs stand still, or all of its hardware."""
-        return self.cgroup.frozen or self.cpus.frozen
+        """Its CPUs stand still, or all of its hardware; an empty group that was frozen says so for good."""
+        return self.running and (self.cgroup.frozen or self.cpus.frozen)
 
     @property
     def disk(self) -> Path:
