@@ -54,6 +54,7 @@ test: setup tools check ## all of check, then the lab's tests on real hosts
 
 long: setup ## every case of the tests of which `make test` takes a sample: each step of each plan disturbed, every shape of VM
 	FTKVM_FULL=1 $(PYTHON) -m pytest -q -m lab $(LONG)
+	FTKVM_FULL=1 FTKVM_LAB=vms $(PYTHON) -m pytest -q -m lab tests/lab/test_vm_hosts_hardware.py
 
 soak: setup ## the long rounds: FT (one connection, one ledger: build/soak.json) and HA (build/ha-soak.json)
 	$(PYTHON) -m ftkvm.lab.soak

@@ -130,7 +130,7 @@ def start(host: str) -> None:
     "--watchdog-too", is_flag=True, help="Its watchdog stands still as well; otherwise an armed one ends HOST."
 )
 def freeze(host: str, watchdog_too: bool) -> None:
-    """Stop every process of HOST where it stands."""
+    """Stop every process of HOST where it stands; of a VM all its CPUs."""
     faults.freeze(host, watchdog_too=watchdog_too)
 
 
@@ -140,6 +140,17 @@ def freeze(host: str, watchdog_too: bool) -> None:
 def watchdog(host: str, state: str) -> None:
     """Give HOST a watchdog, or take it away, from its next boot on (then: ftkvm host add HOST again)."""
     faults.watchdog(host, state == "on")
+
+
+@lab.command()
+@HOST
+@click.argument("parts", nargs=-1, metavar="[cpu=CPU] [kernel=WORDS]")
+def hardware(host: str, parts: tuple[str, ...]) -> None:
+    """Show or change what HOST (a VM) is made of, from its next boot on: cpu=EPYC, cpu=-avx2, cpu= as the others'."""
+    if wrong := [part for part in parts if "=" not in part]:
+        raise click.BadParameter(f"{wrong[0]!r} is not PART=VALUE")
+    there = faults.change_hardware(host, dict(part.split("=", 1) for part in parts))
+    click.echo(f"cpu: {there.cpu or 'as every host'}\nkernel: {there.kernel or 'as every host'}")
 
 
 @lab.command()

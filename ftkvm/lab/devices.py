@@ -1,19 +1,19 @@
 """What a host has beside its computer: a watchdog, and the power switch that the others can reach (a fence device).
 
-``python -m ftkvm.lab.devices HOST`` runs outside the container, one process per host, so that it works while the host
-is frozen. It begins with the host's boot and ends with its power.
+``python -m ftkvm.lab.devices HOST`` (``… HOST vm``) runs outside the host, one process per host, so that it works while
+the host is frozen. It begins with the host's boot and ends with its power.
 
-- Watchdog: datagrams ``pet <timeout_ms>`` and ``disarm`` to ``/dev/watchdog`` in the host. Not petted in time, the host
-  loses its power: silently, as by `Host.power_off`.
-- Power switch: one line ``off HOST`` or ``status HOST`` to ``/.ftlab/devices/fence.sock``, answered ``on``, ``off`` or
-  ``error …``; ``/usr/sbin/fence_ftkvm_lab`` in the host speaks it, by the calling convention of fence-agents.
+- Watchdog: not petted in time, the host loses its power: silently, as by `LabHost.power_off`. See
+  :mod:`ftkvm.lab.watchdogs`.
+- Power switch: one line ``off HOST`` or ``status HOST``, answered ``on``, ``off`` or ``error …``; a container has it at
+  ``/.ftlab/devices/fence.sock``, a VM at an address of the management network. ``/usr/sbin/fence_ftkvm_lab`` in the
+  host speaks it, by the calling convention of fence-agents.
 """
 
-import contextlib
 import json
 import logging
 import os
-import selectors
+import select
 import signal
 import socket
 import stat
@@ -21,18 +21,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import names
+from ftkvm.lab import names, netns
+from ftkvm.lab.record import standing
 from ftkvm.lab.system import wait_for
+from ftkvm.lab.watchdogs import EmulatedDevice, HostWatchdog, PettedSocket
 
 log = logging.getLogger(__name__)
 TICK_S = 0.05
 GONE_AFTER_S = 2.0
 BOOT_S = 60.0
+REQUEST_S = 2.0
+"""So long, of its own time, a host may take to say what it wants of the switch. The watchdog waits meanwhile."""
 FENCE_AGENT = Path(__file__).with_name("fence_agent.py")
 AGENT_IN_HOST = "usr/sbin/fence_ftkvm_lab"
 INSIDE = "/.ftlab/devices"
+EVENTS = "events.sock"
+"""In the directory of a VM's devices: the monitor of its QEMU on which its watchdog speaks."""
 
 
 def directory(host: str) -> Path:
@@ -45,69 +52,30 @@ def absent(host: str) -> Path:
     return names.HOSTS / host / "no-watchdog"
 
 
-class Watchdog:
-    """Counts down. Pure but for the clock handed in (seconds)."""
-
-    def __init__(self) -> None:
-        self.due_s: float | None = None
-        self.timeout_ms = 0
-
-    def said(self, text: str, now_s: float) -> None:
-        """Take in one datagram; what is not understood is not a pet."""
-        words = text.split()
-        if words == ["disarm"]:
-            self.due_s, self.timeout_ms = None, 0
-        elif len(words) == 2 and words[0] == "pet" and words[1].isdigit():
-            self.timeout_ms = int(words[1])
-            self.due_s = now_s + self.timeout_ms / 1000
-
-    def stand_still(self, now_s: float) -> None:
-        """Its machine is stopped, and it with it: the countdown begins anew."""
-        if self.due_s is not None:
-            self.due_s = now_s + self.timeout_ms / 1000
-
-    def expired(self, now_s: float) -> bool:
-        return self.due_s is not None and now_s >= self.due_s
-
-
 class Devices:
     """The process of one host."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, *, vm: bool) -> None:
         from ftkvm.lab.host import Host  # which starts this process
 
-        self.host = Host(host)
+        self.host = Host(host)  # or a VM: its power is that of any host
         self.directory = directory(host)
-        self.watchdog = Watchdog()
-        self.shown: dict[str, object] = {}
-        self.selector = selectors.DefaultSelector()
-        self.pets = self._listen("watchdog.sock", socket.SOCK_DGRAM)
-        self.fence = self._listen("fence.sock", socket.SOCK_STREAM)
-
-    def _listen(self, name: str, kind: int) -> socket.socket:
-        path = self.directory / name
-        path.unlink(missing_ok=True)
-        made = socket.socket(socket.AF_UNIX, kind)
-        made.bind(str(path))
-        if kind == socket.SOCK_STREAM:
-            made.listen(8)
-        made.setblocking(False)
-        self.selector.register(made, selectors.EVENT_READ)
-        return made
+        self.watchdog: HostWatchdog = (
+            EmulatedDevice(self.directory / EVENTS) if vm else PettedSocket(self.directory / "watchdog.sock")
+        )
+        self.switch = _listen_on_the_network() if vm else _listen_at(self.directory / "fence.sock")
+        there = standing()
+        self.request_s = REQUEST_S * (there.time_dilation if there else 1)
 
     def run(self) -> None:
         """Until the host's power is gone."""
         started, seen, gone_at = time.monotonic(), False, 0.0
         self._show()
         while True:
-            for key, _mask in self.selector.select(TICK_S):
-                self._petted() if key.fileobj is self.pets else self._asked()
+            self._serve()
             now = time.monotonic()
-            if (self.directory / "suspended").exists():
-                self.watchdog.stand_still(now)
-            elif self.watchdog.expired(now):
-                log.warning("not petted for %d ms: power off", self.watchdog.timeout_ms)
-                self.watchdog.due_s = None
+            if self.watchdog.fired(now, (self.directory / "suspended").exists()):
+                log.warning("the watchdog fired: power off")
                 self._show(fired=True)
                 self.host.power_off()
             running = self.host.running
@@ -116,18 +84,24 @@ class Devices:
             if gone_at and now - gone_at > (GONE_AFTER_S if seen else BOOT_S) and now - started > GONE_AFTER_S:
                 return
 
-    def _petted(self) -> None:
-        armed = self.watchdog.due_s is not None
-        with contextlib.suppress(BlockingIOError):
-            while data := self.pets.recv(100):
-                self.watchdog.said(data.decode(errors="replace"), time.monotonic())
-        if armed != (self.watchdog.due_s is not None):
-            self._show()
+    def _serve(self) -> None:
+        source = self.watchdog.source()
+        for ready in select.select([self.switch, *([source] if source else [])], [], [], TICK_S)[0]:
+            if ready is self.switch:
+                self._asked()
+                continue
+            armed = self.watchdog.armed_ms > 0
+            self.watchdog.hear()
+            if armed != (self.watchdog.armed_ms > 0):
+                self._show()
 
     def _asked(self) -> None:
-        connection, _address = self.fence.accept()
+        try:
+            connection, _address = self.switch.accept()
+        except OSError:  # who asked has gone
+            return
         with connection:
-            connection.settimeout(2)
+            connection.settimeout(self.request_s)
             try:
                 verb, _space, plug = connection.recv(200).decode().strip().partition(" ")
                 connection.settimeout(30)
@@ -136,20 +110,45 @@ class Devices:
                 log.warning("fence: %s", error)
 
     def _show(self, *, fired: bool = False) -> None:
-        document = {"armed_ms": self.watchdog.timeout_ms if self.watchdog.due_s is not None else 0,
-                    "fired_at": time.time() if fired else None}  # fmt: skip
+        document = {"armed_ms": self.watchdog.armed_ms, "fired_at": time.time() if fired else None}
         temporary = self.directory / "watchdog.tmp"
         temporary.write_text(json.dumps(document))
         temporary.replace(self.directory / "watchdog.json")
 
 
+def _listen_at(path: Path) -> socket.socket:
+    """The power switch as a container has it: a socket that is bound into it."""
+    path.unlink(missing_ok=True)
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(str(path))
+    made.listen(8)
+    made.setblocking(False)
+    return made
+
+
+def _listen_on_the_network() -> socket.socket:
+    """The power switch as VMs have it: at the operator's seat on the management network, as a PDU is.
+
+    The process of each host listens there, and the kernel hands a connection to one of them: so there is one switch for
+    the lab, and it is there as long as any of its hosts that could ask it.
+    """
+    made = netns.make_socket(names.CLIENT_NS)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    made.bind((names.client_address("management"), names.POWER_SWITCH_PORT))
+    made.listen(8)
+    made.setblocking(False)
+    return made
+
+
 def _switch(verb: str, plug: str) -> str:
     """Do what a host asked of the power switch of ``plug``."""
-    from ftkvm.lab.host import Host
+    from ftkvm.lab import lab  # whose hosts start this process
 
-    if not (names.HOSTS / plug).is_dir() or not plug.startswith("host") or "/" in plug:
+    try:
+        target = lab.host(plug)
+    except FtkvmError:
         return f"error no outlet {plug}\n"
-    target = Host(plug)
     if verb == "off" and target.running:
         target.power_off()
     elif verb not in ("off", "status"):
@@ -160,17 +159,17 @@ def _switch(verb: str, plug: str) -> str:
 # ------------------------------------------------------------------------------------------- begun and ended by Host
 
 
-def begin(host: str) -> None:
+def begin(host: str, *, vm: bool = False) -> None:
     """Start the devices of a host that is about to boot; returns when its sockets are there."""
     end(host)
     place = directory(host)
     place.mkdir(parents=True, exist_ok=True)
     (place / "suspended").unlink(missing_ok=True)
-    for name in ("watchdog.sock", "fence.sock", "watchdog.json"):
+    for name in ("watchdog.sock", "fence.sock", EVENTS, "watchdog.json"):
         (place / name).unlink(missing_ok=True)
     with (place / "log").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ftkvm.lab.devices", host],
+            [sys.executable, "-m", "ftkvm.lab.devices", host, *(["vm"] if vm else [])],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             cwd=str(Path(__file__).parents[2]),
         )  # fmt: skip
@@ -223,14 +222,13 @@ def suspend(host: str, on: bool) -> None:
 
 
 def watchdog_state(host: str) -> str:
-    """``none``, ``idle``, ``armed (5000 ms)``, ``suspended``, ``fired``, for people."""
+    """``none``, ``idle``, ``armed (5000 ms)``, ``suspended``, ``fired``, for people; of a container."""
     place = directory(host)
     sock = place / "watchdog.sock"
     if absent(host).exists() or not sock.exists() or not stat.S_ISSOCK(sock.stat().st_mode):
         return "none"
-    try:
-        said = json.loads((place / "watchdog.json").read_text())
-    except (OSError, ValueError):
+    said = _shown(host)
+    if said is None:
         return "none"
     if said["fired_at"]:
         return "fired"
@@ -239,6 +237,20 @@ def watchdog_state(host: str) -> str:
     return f"armed ({said['armed_ms']} ms)" if said["armed_ms"] else "idle"
 
 
+def fired(host: str) -> bool:
+    """Whether its watchdog has ended the host since its last boot."""
+    said = _shown(host)
+    return bool(said and said["fired_at"])
+
+
+def _shown(host: str) -> dict[str, Any] | None:
+    """What the process of the host last showed; None if it showed nothing."""
+    try:
+        return dict(json.loads((directory(host) / "watchdog.json").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    Devices(sys.argv[1]).run()
+    Devices(sys.argv[1], vm=sys.argv[2:] == ["vm"]).run()

@@ -1,10 +1,14 @@
 """The ways to break the lab. Each checks that the fault makes sense first, and returns once it has taken hold."""
 
+from collections.abc import Mapping
+
 from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import devices, lab, names
 from ftkvm.lab.base import LabHost
 from ftkvm.lab.host import Host
 from ftkvm.lab.system import exclusive, wait_for
+from ftkvm.lab.vm import hardware
+from ftkvm.lab.vm.host import VmHost
 
 
 def _require(host: LabHost, *states: str) -> None:
@@ -31,7 +35,7 @@ def start(name: str) -> None:
 
 
 def freeze(name: str, *, watchdog_too: bool = False) -> None:
-    """Stops every process of the host at once; its kernel still answers pings, its clocks run on.
+    """Stops every process of the host at once, and a VM's kernel too; a container's still answers pings. Clocks run on.
 
     An armed watchdog then ends the host; with ``watchdog_too`` it stands still as well, until the thaw.
     """
@@ -53,6 +57,13 @@ def watchdog(name: str, present: bool) -> None:
         devices.absent(name).unlink(missing_ok=True)
     else:
         devices.absent(name).touch()
+
+
+def change_hardware(name: str, parts: Mapping[str, str]) -> hardware.Hardware:
+    """The host's hardware from its next boot on, as it is then; FTKVM-748 if it is a container."""
+    if not isinstance(lab.host(name), VmHost):
+        raise FtkvmError("FTKVM-748", host=name)
+    return hardware.change(name, parts)
 
 
 def cut(name: str, network_name: str) -> None:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import image, names, network, operator, preflight
+from ftkvm.lab import devices, image, names, network, operator, preflight
 from ftkvm.lab.base import LabHost
 from ftkvm.lab.host import Host
 from ftkvm.lab.record import RECORD as RECORD
@@ -187,7 +187,7 @@ def status() -> dict[str, object]:
                 "addresses": {n: names.host_address(each.name, n) for n in names.HOST_NETWORKS},
                 "links": links,
                 "storage": storage_state(each),
-                "watchdog": each.watchdog_state() if each.running else "-",
+                "watchdog": each.watchdog_state() if each.running else "fired" if devices.fired(each.name) else "-",
             }
         )
     return {

@@ -22,19 +22,38 @@ class Qmp:
         self("qmp_capabilities", {"enable": ["oob"]})
 
     def __call__(
-        self, command: str, arguments: dict[str, Any] | None = None, *, fd: int | None = None, oob: bool = False
+        self,
+        command: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        fd: int | None = None,
+        oob: bool = False,
+        timeout_s: float = 20,
     ) -> Any:
         words = {"exec-oob" if oob else "execute": command, "id": 1, "arguments": arguments or {}}
         passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd is not None else []
         self._socket.sendmsg([json.dumps(words).encode() + b"\n"], passed)
         while True:
-            answer = self._line(20)
+            answer = self._line(timeout_s)
             if "event" in answer:
                 self.events.append(answer)
             elif "error" in answer:
                 raise RuntimeError(f"{command}: {answer['error']['desc']}")
             else:
                 return answer["return"]
+
+    def fileno(self) -> int:
+        """To wait for an event with `select`; then :meth:`hear`."""
+        return self._socket.fileno()
+
+    def hear(self) -> None:
+        """Take in the events that are there. Raises OSError when the QEMU has ended."""
+        try:
+            if select.select([self._socket], [], [], 0)[0]:
+                self._receive()
+        finally:
+            while b"\n" in self._rest:
+                self.events.append(self._line(0))
 
     def close(self) -> None:
         self._socket.close()
@@ -43,9 +62,15 @@ class Qmp:
         while b"\n" not in self._rest:
             if not select.select([self._socket], [], [], timeout_s)[0]:
                 raise TimeoutError("the monitor is silent")
-            self._rest += self._socket.recv(65536)
+            self._receive()
         line, self._rest = self._rest.split(b"\n", 1)
         return dict(json.loads(line))
+
+    def _receive(self) -> None:
+        received = self._socket.recv(65536)
+        if not received:
+            raise ConnectionError("the monitor has ended")
+        self._rest += received
 
 
 def until(true: Callable[[], bool], timeout_s: float) -> float:

@@ -65,6 +65,8 @@ HOST_NETWORKS = ("management", "ft", "migration")
 VM_BRIDGE = "br-vm"
 CLIENT_NETWORKS = ("management", "vm")
 CLIENT_NUMBER = 2
+POWER_SWITCH_PORT = 7230
+"""Where VMs reach the power switch, at the client's address on the management network; their fence agent knows it."""
 
 
 def host_names(count: int) -> list[str]:

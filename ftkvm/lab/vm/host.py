@@ -15,9 +15,12 @@ from ftkvm.lab.base import LabHost
 from ftkvm.lab.monitor import Qmp
 from ftkvm.lab.record import record
 from ftkvm.lab.system import run, wait_for
-from ftkvm.lab.vm import layer, slowness
+from ftkvm.lab.vm import hardware, layer, slowness
+from ftkvm.lab.vm.cpus import Cpus
 from ftkvm.lab.vm.machine import (
     MEMORY_MIB,
+    WATCHDOG_ENABLED,
+    WATCHDOG_LOCK,
     Machine,
     accelerator,
     environment,
@@ -40,15 +43,25 @@ class VmHost(LabHost):
     up_when = f"test -S /run/libvirt/libvirt-sock && mountpoint -q {names.DATASTORE_MOUNT}"
     """What holds in it when it is up, beside an sshd that answers."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.cpus = Cpus(name)
+
+    @property
+    def frozen(self) -> bool:
+        """Its CPUs stand still, or all of its hardware; an empty group that was frozen says so for good."""
+        return self.running and (self.cgroup.frozen or self.cpus.frozen)
+
     @property
     def disk(self) -> Path:
         """The image of its disk; it survives a power loss."""
         return self.paths.base / "disk.raw"
 
     def ready(self) -> bool:
-        address = names.host_address(self.name, "management")
+        # A second of its own time: each try begins an sshd there, and many that nobody waits for keep it from its boot.
+        wait_s = record().time_dilation
         try:
-            with netns.connect(names.CLIENT_NS, address, 22, record().time_dilation) as sock:
+            with netns.connect(names.CLIENT_NS, names.host_address(self.name, "management"), 22, wait_s) as sock:
                 if sock.recv(4) != b"SSH-":
                     return False
         except OSError:
@@ -72,6 +85,7 @@ class VmHost(LabHost):
         for stale in (machine.storage_socket, monitor_socket(self.name)):
             stale.unlink(missing_ok=True)
         self.cgroup.create(None)
+        devices.begin(self.name, vm=True)
         try:
             if self.virtiofs:
                 self._begin(storage_command(machine), "datastore.log")
@@ -89,7 +103,7 @@ class VmHost(LabHost):
         return Machine(
             self.name, str(uuid.UUID(machine_id)), image, self.disk, memory_mib or MEMORY_MIB,
             accelerator(Path("/proc/cpuinfo").read_text()), not devices.absent(self.name).exists(),
-            record().time_dilation, virtiofs=self.virtiofs,
+            record().time_dilation, virtiofs=self.virtiofs, hardware=hardware.read(self.name),
         )  # fmt: skip
 
     def _begin(self, command: list[str], log: str, more: Mapping[str, str] | None = None) -> None:
@@ -110,6 +124,7 @@ class VmHost(LabHost):
             file = self.paths.upper / name.lstrip("/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content)
+        devices.install_fence_agent(self.paths.upper)
         root, part = self.paths.root, self.disk.with_suffix(".partial")
         layers = f"lowerdir={image},upperdir={self.paths.upper},workdir={self.paths.work}"
         run(["mount", "-t", "overlay", names.netns(self.name), "-o", layers, str(root)])
@@ -123,17 +138,25 @@ class VmHost(LabHost):
 
     # -- faults -------------------------------------------------------------------------------------------------
 
+    def remove_runtime(self) -> None:
+        devices.end(self.name)
+        super().remove_runtime()
+
     def freeze(self, *, watchdog_too: bool) -> None:
-        """Stops its CPU, so its kernel too; its clocks run on. Its watchdog, in the same QEMU, stands still with it."""
-        self.cgroup.freeze(True)
+        """Stops its CPUs, so its kernel too; its clocks and its watchdog run on, unless that is stopped as well."""
+        if watchdog_too:
+            self.cgroup.freeze(True)
+        else:
+            self.cpus.stop()
 
     def thaw(self) -> None:
         self.cgroup.freeze(False)
+        self.cpus.let_go()
 
     def set_link(self, network_name: str, up: bool) -> None:
         """At the switch, and the host's NIC sees that its carrier is gone."""
         network.set_port(self.name, network_name, up)
-        if self.frozen:
+        if self.cgroup.frozen:
             return
         with closing(Qmp(monitor_socket(self.name))) as monitor:
             monitor("set_link", {"name": f"nic-{names.NETWORKS[network_name].nic}", "up": up})
@@ -148,7 +171,17 @@ class VmHost(LabHost):
         raise FtkvmError("FTKVM-721", host=self.name, state="without its datastore", wanted="booted again")
 
     def watchdog_state(self) -> str:
-        return "none" if devices.absent(self.name).exists() else "i6300esb"
+        """``none``, ``idle``, ``armed``, ``suspended``, ``fired``. What time it was armed with, only itself knows."""
+        if devices.absent(self.name).exists():
+            return "none"
+        if devices.fired(self.name):
+            return "fired"
+        if self.cgroup.frozen:
+            return "suspended"
+        copy = self.paths.base / "watchdog-register"
+        with closing(Qmp(monitor_socket(self.name))) as monitor:  # the way that asks no CPU, which may stand still
+            monitor("pmemsave", {"val": WATCHDOG_LOCK, "size": 1, "filename": str(copy)})
+        return "armed" if copy.read_bytes()[0] & WATCHDOG_ENABLED else "idle"
 
     def kill(self, daemon: str) -> list[int]:
         """As for every host; the process ids are the host's own."""

@@ -1,10 +1,11 @@
 """The QEMU that is a host's hardware (NICs, disk, watchdog), and the datastore's server. Both are the image's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ftkvm.lab import names
+from ftkvm.lab import devices, names
 from ftkvm.lab.vm import dilation
+from ftkvm.lab.vm.hardware import Hardware
 from ftkvm.lab.vm.layer import TAG
 
 MEMORY_MIB = 2048
@@ -12,7 +13,14 @@ MEMORY_MIB = 2048
 VCPUS = 2
 """With one a guest's first half minute leaves the agent no turn of its own, and the watchdog is not petted."""
 KERNEL_WORDS = "root=/dev/nvme0n1 rw console=ttyS0 quiet panic=1 mitigations=off no_timer_check audit=0"
-_WATCHDOG = ("-device", "i6300esb", "-action", "watchdog=poweroff")
+WATCHDOG_SLOT = 0x10
+_WATCHDOG = ("-device", f"i6300esb,addr={WATCHDOG_SLOT:#x}", "-action", "watchdog=none")
+"""QEMU tells of it and does no more; the process of the host's devices ends the host."""
+_CONFIGURATION_SPACE = 0xB0000000
+"""Where q35's firmware puts the configuration registers of the devices, 32 KiB for each slot."""
+WATCHDOG_LOCK = _CONFIGURATION_SPACE + (WATCHDOG_SLOT << 15) + 0x68
+WATCHDOG_ENABLED = 0x02
+"""The address of the watchdog's lock register, and its bit that says that it counts. Source: Intel 6300ESB."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Machine:
     vcpus: int = VCPUS
     virtiofs: bool = True
     """Whether it has this machine's directory as its datastore, by a virtiofs device."""
+    hardware: Hardware = field(default_factory=Hardware)
 
     @property
     def paths(self) -> names.HostPaths:
@@ -89,7 +98,8 @@ def qemu_command(machine: Machine) -> list[str]:
                  f",mac={names.mac(machine.host, network.name)},romfile="]  # fmt: skip
     kernel = sorted((image / "boot").glob("vmlinuz-*"))[-1]
     # With hardware below the CPU is the real one; emulated it is AMD's, with what KVM needs (`svm`) in sight.
-    cpu = "host" if machine.accelerator == "kvm" else "max,+svm"
+    cpu = machine.hardware.cpu_beside("host" if machine.accelerator == "kvm" else "max,+svm")
+    words = f"{KERNEL_WORDS} {machine.hardware.kernel}".strip()
     slower = [dilation.LIBRARY] if machine.time_dilation != 1 else []
     return [
         *_program(image, "usr/bin/qemu-system-x86_64", *slower), "-L", f"{image}/usr/share/qemu", "-L",
@@ -99,10 +109,11 @@ def qemu_command(machine: Machine) -> list[str]:
         "-object", f"memory-backend-memfd,id=ram,size={memory},share=on",
         "-nodefaults", "-no-user-config", "-display", "none", "-serial", "chardev:console",
         "-chardev", f"file,id=console,path={machine.paths.console},append=on",
-        "-kernel", str(kernel), "-append", KERNEL_WORDS,
+        "-kernel", str(kernel), "-append", words,
         "-blockdev", f"driver=file,node-name=disk,filename={machine.disk},cache.direct=off,discard=unmap",
         "-device", "nvme,drive=disk,serial=ftlab",
         *(_datastore(machine) if machine.virtiofs else ()),
         "-qmp", f"unix:{monitor_socket(machine.host)},server=on,wait=off",
+        "-qmp", f"unix:{devices.directory(machine.host) / devices.EVENTS},server=on,wait=off",
         *nics, *(_WATCHDOG if machine.watchdog else ()),
     ]  # fmt: skip
