@@ -17,6 +17,8 @@ from ftkvm.lab import names, netns
 
 COUNTER, ECHO, LEDGER, SINK, SOURCE, CONTROL = 7001, 7002, 7003, 7004, 7005, 7006
 PROBE_EVERY_S = 0.010
+CONNECT_S = 60
+"""A connection to a protected VM opens at its next checkpoint: half a second of the hosts, which may be slow."""
 
 
 class Stream(threading.Thread):
@@ -24,7 +26,7 @@ class Stream(threading.Thread):
 
     def __init__(self, address: str, port: int, name: str) -> None:
         super().__init__(name=name, daemon=True)
-        self.sock = netns.connect(names.CLIENT_NS, address, port)
+        self.sock = netns.connect(names.CLIENT_NS, address, port, CONNECT_S)
         self.broken: str | None = None
         self._ending = threading.Event()
         self._lock = threading.Lock()
@@ -205,11 +207,15 @@ def ask(address: str, port: int, line: str, timeout_s: float = 5) -> str:
 
 
 def wait_for_guest(address: str, timeout_s: float = 60) -> float:
-    """Waits until the guest's echo answers; returns the seconds waited. Raises TimeoutError."""
+    """Waits until the guest's echo answers; returns the seconds waited. Raises TimeoutError.
+
+    More patient each time: a protected guest on slow hosts takes seconds to open a connection.
+    """
     started = time.monotonic()
     while True:
+        waited = time.monotonic() - started
         try:
-            if ask(address, ECHO, "are you there", 1) == "are you there":
+            if ask(address, ECHO, "are you there", 1 + waited / 4) == "are you there":
                 return time.monotonic() - started
         except OSError:
             pass

@@ -119,7 +119,7 @@ def answers(address: str) -> bool:
 
 def on_disk(address: str, number: int) -> bool:
     """Whether a guest finds a record on its disk. Raises OSError."""
-    return not ask(address, LEDGER, f"READ {number}").startswith("NONE")
+    return not ask(address, LEDGER, f"READ {number}", 30).startswith("NONE")
 
 
 class Records:

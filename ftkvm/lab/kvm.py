@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkvm.lab import demo, faults, kvm_trials, lab, names, soak, trials
-from ftkvm.lab.client import CONTROL, CounterClient, ask
+from ftkvm.lab.client import CONNECT_S, CONTROL, CounterClient, ask
 from ftkvm.lab.demo import Story
 from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.stage import Stage
@@ -97,7 +97,7 @@ def reboot_protected(stage: Stage, story: Story, guest: Guest, count: int) -> No
 
 def soundness(guest: Guest) -> dict[str, int]:
     """What the guest's own kernel says: ``tainted`` is not 0 once it has had an oops; ``uptime`` in its seconds."""
-    words = ask(guest.address, CONTROL, "sound", 30).split()
+    words = ask(guest.address, CONTROL, "sound", CONNECT_S).split()
     return {name: int(value) for name, value in zip(words[1::2], words[2::2], strict=True)}
 
 

@@ -17,7 +17,7 @@ from ftkvm.cli.client import AgentClient
 from ftkvm.cli.hosts import host_trouble
 from ftkvm.home import Home
 from ftkvm.lab import faults, ledger, looks, names, netns, strikes
-from ftkvm.lab.client import CONTROL, PROBE_EVERY_S, CounterClient, GapProbe, ask, wait_for_guest
+from ftkvm.lab.client import CONNECT_S, CONTROL, PROBE_EVERY_S, CounterClient, GapProbe, ask, wait_for_guest
 from ftkvm.lab.demo import Clients
 from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.stage import Stage
@@ -350,7 +350,7 @@ def _nobody_live(this: Round, outcome: Outcome) -> list[str]:
 def reboot(guest: Guest, patience: float = 1.0) -> None:
     """Has the guest reboot, and waits until it answers again."""
     with contextlib.suppress(OSError):  # it may be gone before it has answered
-        ask(guest.address, CONTROL, "reboot")
+        ask(guest.address, CONTROL, "reboot", CONNECT_S)
     time.sleep(1.0)
     wait_for_guest(guest.address, 60 * patience)
 
