@@ -36,9 +36,9 @@ def play(stage: Stage, story: Story, kinds: Sequence[str], reboots: int) -> None
     guest = demo.make_vm(stage, story)
     with soak.streaming(stage, guest, story.say, 1) as this:
         demo.lose_a_host(stage, story, this.clients, guest)
-        strike(this, story, kinds)
         if lab.record().nfs and reboots > 1:
             try_alone(this, story)
+        strike(this, story, kinds)
         acknowledged = demo.end_streams(story, this.clients)
     if reboots:
         reboot_protected(stage, story, guest, reboots)
