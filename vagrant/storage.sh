@@ -15,6 +15,10 @@ if ! grep -qs lease-time=15 "$conf"; then
   printf '[nfsd]\nlease-time=15\ngrace-time=15\n' > "$conf"
   systemctl try-restart nfs-server
 fi
+# No delegations: a file that a host was lent (NFS 4 lends what is read or written) is replaced or removed by nobody else until
+# that host gives it back, and one that is dead does not before its lease is over. The others' heartbeats would wait for it.
+echo 'fs.leases-enable = 0' > /etc/sysctl.d/ftkvm-nfs.conf
+sysctl -q -p /etc/sysctl.d/ftkvm-nfs.conf
 # sync: what a client was told is written is on the disk, also after this box loses its power
 for directory in "$@"; do
   echo "$directory $network(rw,sync,no_root_squash,no_subtree_check)"

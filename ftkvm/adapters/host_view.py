@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,9 @@ def own_mount(path: Path, proc: Path = Path("/proc")) -> Mount | None:
 
     ``path`` itself, which may hang, is not touched.
     """
-    try:
-        return mounts.parse((proc / "mounts").read_text(), str(path))
-    except OSError:
-        return None
+    found = mounts.parse(_text(proc / "mounts"), str(path))
+    lent = found is not None and mounts.delegations(_text(proc / "self/mountstats"), found.path)
+    return replace(found, delegations=lent) if found is not None else None
 
 
 def own_clock(timeout_s: float = 3.0) -> Clock:

@@ -20,6 +20,8 @@ class Mount:
     path: str
     kind: str
     options: Mapping[str, str]
+    delegations: bool = False
+    """An NFS server has lent it files (a delegation), and was given them back."""
 
 
 def parse(mounts: str, path: str) -> Mount | None:
@@ -35,6 +37,18 @@ def parse(mounts: str, path: str) -> Mount | None:
             pairs = (word.partition("=") for word in fields[3].split(","))
             best = Mount(place, kind, {name: value for name, _equals, value in pairs})
     return best
+
+
+def delegations(mountstats: str, path: str) -> bool:
+    """Whether delegations were returned from the NFS mount at ``path``, from /proc/self/mountstats."""
+    here = False
+    for line in mountstats.splitlines():
+        words = line.split()
+        if words[:1] == ["device"] and len(words) > 4:
+            here = words[4] == path
+        elif here and words[:1] == ["DELEGRETURN:"]:
+            return words[1] != "0"
+    return False
 
 
 def _plain(field: str) -> str:
@@ -61,6 +75,8 @@ def judge(mount: Mount | None) -> Iterator[Finding]:
         given = "nolock" if "nolock" in options else f"local_lock={lock}"
         yield _finding(mount, given, "locks of images do not hold between hosts", Severity.ERROR)
     yield from _caches(mount)
+    if mount.delegations:
+        yield Finding("FTKVM-757", {"path": mount.path}, Severity.WARNING)
 
 
 def _caches(mount: Mount) -> Iterator[Finding]:

@@ -79,3 +79,23 @@ def test_what_is_mounted_last_at_one_place_counts() -> None:
 
 def test_a_kernel_that_tells_nothing(tmp_path: Path) -> None:
     assert own_mount(Path("/srv"), tmp_path) is None
+
+
+STATS = """device /dev/vda1 mounted on / with fstype ext4
+device 10.0.0.9:/other mounted on /srv/other with fstype nfs4 statvers=1.1
+\tper-op statistics
+\t DELEGRETURN: 7 7 0 1 1 1 1 1 0
+device 10.0.0.9:/export mounted on /srv/ftkvm with fstype nfs4 statvers=1.1
+\tper-op statistics
+\t      RENAME: 394 394 0 102048 58608 3333 799 4199 32
+\t DELEGRETURN: {count} {count} 0 26404 22508 57 183 261 0
+"""
+"""As Linux 6.12 shows it."""
+
+
+def test_a_server_that_lends_files_is_told(tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "mounts").write_text(MOUNTS.format(options=GOOD))
+    for count, codes in (("0", []), ("132", ["FTKVM-757"])):
+        (tmp_path / "self/mountstats").write_text(STATS.format(count=count))
+        assert [each.code for each in judge(own_mount(Path("/srv/ftkvm"), tmp_path))] == codes
