@@ -45,7 +45,9 @@ def lab() -> None:
     " add --datastore-nfs` mounts (default: as the lab is, virtiofs if there is none).",
 )
 @click.option(
-    "--bare", is_flag=True, help="Hosts that have sshd and a key, nothing else; a Debian mirror, an NFS server (VMs only)."
+    "--bare",
+    is_flag=True,
+    help="Hosts that have sshd and a key, nothing else; a Debian mirror, an NFS server (VMs only).",
 )
 def up(
     hosts: int, memory: int | None, hosts_as: str | None, time_dilation: float | None, storage: str | None, bare: bool
