@@ -33,6 +33,8 @@ SEAT = names.STATE / "seat"
 """Where the commands are run: the operator's directory."""
 HOSTS = 3
 COMMAND_TIMEOUT_S = 3600.0
+SSH_S = 10.0
+"""For sshd to answer, in the hosts' time."""
 
 
 def commands(readme: str) -> list[str]:
@@ -57,7 +59,8 @@ def prepare_seat(stage: Stage) -> domain.Guest:
     programs = SEAT / "bin"
     programs.mkdir(parents=True, exist_ok=True)
     python = f"PYTHONPATH={shlex.quote(str(TREE))} exec {shlex.quote(sys.executable)} -m ftkvm.cli"
-    for name, words in {"ftkvm": python, "ssh": f"exec /usr/bin/ssh -F {operator.SSH_CONFIG}"}.items():
+    ssh = f"exec /usr/bin/ssh -o ConnectTimeout={SSH_S * stage.patience:.0f} -F {operator.SSH_CONFIG}"
+    for name, words in {"ftkvm": python, "ssh": ssh}.items():
         (programs / name).write_text(f'#!/bin/sh\n{words} "$@"\n')
         (programs / name).chmod(0o755)
     files = domain.install_files()
