@@ -29,7 +29,7 @@ TREE = Path(__file__).parents[2]
 README = TREE / "README.md"
 HEADING = "## On real hosts"
 REPORT = Path("build/real-hosts.json")
-SEAT = names.STATE / "seat"
+SEAT = names.OPERATOR / "seat"
 """Where the commands are run: the operator's directory."""
 HOSTS = 3
 COMMAND_TIMEOUT_S = 3600.0
