@@ -64,12 +64,12 @@ def require(facts: HostFacts, wish: Wish) -> None:
             raise FtkvmError("FTKVM-213", **host, bridge=bridge)
     if "/dev/net/tun" not in facts.devices:
         raise FtkvmError("FTKVM-217", **host, what="/dev/net/tun", how="Load the module: `modprobe tun`.")
-    missing = [name for name in BACKPORTS if name not in facts.packages]
-    if missing and not sources.has_backports(facts.sources) and sources.debian(facts.sources) is None:
-        raise FtkvmError("FTKVM-364", **host, packages=", ".join(missing), suite=sources.BACKPORTS_SUITE)
     _require_datastore(facts, wish)
     entered(configuration(facts), dict(wish.join))
     require_versions(facts, wish.host)
+    missing = [name for name in BACKPORTS if name not in facts.packages]
+    if missing and not sources.has_backports(facts.sources) and sources.debian(facts.sources) is None:
+        raise FtkvmError("FTKVM-364", **host, packages=", ".join(missing), suite=sources.BACKPORTS_SUITE)
 
 
 def require_place(facts: HostFacts, host: str) -> None:
