@@ -10,7 +10,7 @@ INSTALL = @missing=""; for p in $(1); do dpkg -s $$p >/dev/null 2>&1 || missing=
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
 
-.PHONY: setup packages tools demo kvm test check long soak bench format clean
+.PHONY: setup packages tools demo kvm bare test check long soak bench format clean
 
 setup: packages $(VENV)/ready ## what this machine lacks, and the Python environment
 
@@ -33,6 +33,9 @@ demo: setup ## a host dies silently, its VM's client notices a short pause: the 
 kvm: setup ## hosts that are virtual machines, their guests run by KVM: the story, ten faults, ten reboots: build/kvm.json
 	$(PYTHON) -m ftkvm.lab.kvm
 
+bare: setup ## the README's commands for real hosts, word for word, on bare Debian machines that are virtual: build/real-hosts.json
+	$(PYTHON) -m ftkvm.lab.real_hosts
+
 check: $(VENV)/ready ## format, lint, types, and the tests that need no lab
 	$(VENV)/bin/ruff format --check ftkvm hostprep tests
 	$(VENV)/bin/ruff check ftkvm hostprep tests
@@ -48,7 +51,8 @@ KVM := $(PYTHON) -m pytest -q -m lab tests/lab/test_kvm.py
 # Of some of these `make test` takes a sample; those that are `long` as a whole, one to five minutes each, it leaves to `make long`.
 LONG := tests/lab/test_plans_disturbed.py tests/lab/test_shapes.py tests/lab/test_write_back.py tests/lab/test_power.py \
         tests/lab/test_disks.py tests/lab/test_maintenance.py tests/lab/test_refusals.py tests/lab/test_host_preparation.py \
-        tests/lab/test_early_enable.py tests/lab/test_upgrade_room.py tests/lab/test_limits.py
+        tests/lab/test_early_enable.py tests/lab/test_upgrade_room.py tests/lab/test_limits.py \
+        tests/lab/test_real_hosts.py
 
 test: setup tools check ## all of check, then the lab's tests on real hosts
 	$(KVM) || $(KVM)

@@ -11,9 +11,11 @@ from ftkvm.core import clock as clocks
 from ftkvm.core.clock import Clock
 from hostprep import firewall as firewalls
 from hostprep import modules
+from hostprep import sources as apt_sources
 from hostprep.firewall import Firewall
 from hostprep.place import strangers
 from hostprep.runner import Runner
+from hostprep.sources import Source
 
 PACKAGES = (
     "libvirt-daemon-system", "libvirt-clients", "python3", "python3-libvirt", "python3-fastapi", "python3-uvicorn",
@@ -77,6 +79,8 @@ class HostFacts:
     firewall: Firewall = field(default_factory=Firewall)
     modules: tuple[str, ...] = ()
     """Those of :data:`hostprep.modules.WANTED` that the host's kernel has and its processor is for."""
+    sources: tuple[Source, ...] = ()
+    """Where its apt gets packages from, but for our own file."""
 
 
 def script(datastore: str, files: Sequence[str]) -> str:
@@ -117,6 +121,7 @@ def sections(datastore: str, files: Sequence[str]) -> dict[str, str]:
         "clock": f"timeout -s KILL 5 sh -c {shlex.quote(clocks.COMMAND)} 2>/dev/null",
         "firewall": f"timeout -s KILL 20 sh -c {shlex.quote(firewalls.COMMAND)}",
         "modules": modules.COMMAND,
+        "sources": apt_sources.COMMAND,
         "configuration": f"timeout -s KILL 5 sh -c {shlex.quote(newest)}",
     }  # fmt: skip
 
@@ -169,6 +174,7 @@ def parse(text: str) -> HostFacts:
         clock=clocks.parse(parts["clock"]),
         firewall=firewalls.parse(parts["firewall"]),
         modules=tuple(parts["modules"].split()),
+        sources=apt_sources.parse(parts["sources"]),
     )
 
 

@@ -26,7 +26,7 @@ BEFORE = ".ftkvm-before"
 """Ends the name of a file's copy from before this run: what a step's own undo puts back."""
 
 
-KEPT = ("/etc/apt/preferences.d", "/etc/firewalld/policies", "/etc/modules-load.d")
+KEPT = ("/etc/apt/preferences.d", "/etc/apt/sources.list.d", "/etc/firewalld/policies", "/etc/modules-load.d")
 """Directories that packages own and that may be empty: they stay when our file in them goes."""
 
 

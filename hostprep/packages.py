@@ -6,8 +6,8 @@ from collections.abc import Sequence
 PREFERENCES = "/etc/apt/preferences.d/ftkvm"
 PIN = b"""\
 # Written by `ftkvm host add`. QEMU is from backports; its other packages (`apt install qemu-block-extra`) must be
-# of the same version, or apt refuses them. Packages that are not QEMU's stay Debian's own.
-Package: qemu-* python3-qemu-qmp
+# of the same version, or apt refuses them. Packages that it does not need so new stay Debian's own.
+Package: qemu-* python3-qemu-qmp seabios
 Pin: release n=trixie-backports
 Pin-Priority: 500
 """

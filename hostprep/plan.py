@@ -11,7 +11,7 @@ from ftkvm.agent.ha.documents import understood
 from ftkvm.agent.join import ASK, entered
 from ftkvm.catalogue import FtkvmError
 from ftkvm.config import ClusterConfig
-from hostprep import modules, packages
+from hostprep import modules, packages, sources
 from hostprep.facts import BACKPORTS, PACKAGES, UNITS, HostFacts
 from hostprep.journal import BEFORE, begin, record, remove_if_empty
 from hostprep.openings import Opening, firewall_steps
@@ -52,8 +52,8 @@ def require(facts: HostFacts, wish: Wish) -> None:
     another cluster's hosts would write over that host's heartbeat.
 
     :raises FtkvmError: FTKVM-206 system, 363 a stranger's files, 207/208 versions, 213 bridge, 216 other cluster,
-        217 device, 30x datastore, 609/610 another cluster's datastore, or none's, 219 the name is taken, 242 an
-        address is
+        217 device, 364 no backports, 30x datastore, 609/610 another cluster's datastore, or none's, 219 the name is
+        taken, 242 an address is
     """
     host = {"host": wish.host}
     require_place(facts, wish.host)
@@ -67,6 +67,9 @@ def require(facts: HostFacts, wish: Wish) -> None:
     _require_datastore(facts, wish)
     entered(configuration(facts), dict(wish.join))
     require_versions(facts, wish.host)
+    missing = [name for name in BACKPORTS if name not in facts.packages]
+    if missing and not sources.has_backports(facts.sources) and sources.debian(facts.sources) is None:
+        raise FtkvmError("FTKVM-364", **host, packages=", ".join(missing), suite=sources.BACKPORTS_SUITE)
 
 
 def require_place(facts: HostFacts, host: str) -> None:
@@ -117,11 +120,15 @@ def require_versions(facts: HostFacts, host: str) -> None:
 
 def plan(facts: HostFacts, wish: Wish) -> list[Step]:
     """The steps that are needed; none if the host is as wished."""
-    steps = [*_packages(facts, wish.journal)]
-    changed = [*_package(facts, wish)]
-    for path, (content, mode) in wish.files.items():
-        if facts.digests.get(path) != hashlib.sha256(content).hexdigest():
-            changed.append(file_step(path, content, mode, wish.journal))
+    files = [
+        file_step(path, content, mode, wish.journal)
+        for path, (content, mode) in wish.files.items()
+        if facts.digests.get(path) != hashlib.sha256(content).hexdigest()
+    ]
+    # apt's own first: with them QEMU is from backports even where it comes as a dependency of something else
+    apt = [step for step in files if step.name.startswith("file /etc/apt/")]
+    steps = [*apt, *_packages(facts, wish.journal)]
+    changed = [*_package(facts, wish), *(step for step in files if step not in apt)]
     if any(step.name.startswith("file /etc/systemd") for step in changed):
         changed.append(
             Step("units", "systemd reads its units", "systemctl daemon-reload", "true", "systemctl daemon-reload")

@@ -17,8 +17,8 @@ from ftkvm.core.joining import Machine, addresses_in, require_may_join
 from ftkvm.core.trust import Role
 from ftkvm.home import ClusterFile, Home
 from ftkvm.ports import Json
+from hostprep import apparmor, modules, openings, package, sources
 from hostprep import facts as facts_of
-from hostprep import modules, openings, package
 from hostprep.apply import Progress, apply
 from hostprep.facts import UNITS, HostFacts
 from hostprep.ground import Ground, files_of, ground_steps
@@ -256,6 +256,8 @@ def make_wish(home: Home, cluster: ClusterFile, entry: HostEntry, found: HostFac
         **({_REVOKED: (home.revocation_list(), 0o644)} if home.revocation_list() else {}),
         _BEAT_KEY: (home.beat_keys().text().encode(), 0o600),
         PREFERENCES: (PIN, 0o644),
+        **sources.files(found.sources),
+        apparmor.FILE: (apparmor.TEXT, 0o644),
         **modules.files(found.modules),
         **openings.files(found.firewall, wanted),
         **unit_files(),
@@ -292,7 +294,8 @@ def note_certificate(home: Home, wish: Wish) -> None:
 
 def _file_names() -> list[str]:
     pki = [f"{_PKI}/{name}" for name in ("ca.crt", "host.crt", "host.key")]
-    return [CONFIG, _BEAT_KEY, *pki, _REVOKED, PREFERENCES, openings.POLICY, modules.FILE, *unit_files()]
+    others = [PREFERENCES, sources.FILE, apparmor.FILE, openings.POLICY, modules.FILE]
+    return [CONFIG, _BEAT_KEY, *pki, _REVOKED, *others, *unit_files()]
 
 
 def require_out(runner: Runner, datastore: str) -> None:

@@ -169,6 +169,12 @@ def create_empty(path: str, virtual_bytes: int) -> None:
     _qemu_img("create", "-q", "-f", "qcow2", path, str(virtual_bytes))
 
 
+def own_like(path: str, other: str) -> None:
+    """Who may open ``other`` may open ``path``: libvirt gives a domain's images to QEMU's user as it starts it."""
+    there = Path(other).stat()
+    os.chown(path, there.st_uid, there.st_gid)
+
+
 def commit(top: str, base: str) -> None:
     """Write everything above ``base`` into it; nobody may have the images open. Interrupted, it is simply run again."""
     _qemu_img("commit", "-q", "-b", base, top, timeout_s=COMMIT_TIMEOUT_S)

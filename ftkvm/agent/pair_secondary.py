@@ -93,6 +93,9 @@ def _prepare(ctx: AgentContext, worker: PairWorker, request: dict[str, Any], spe
         images.create_empty(overlays[target].hidden, size)
         images.create_empty(overlays[target].active, size)
     worker.vm.domains.create_paused(secondary_xml(request["xml"], disks))
+    for target, image in disks.items():  # of the scratch images libvirt knows nothing
+        images.own_like(overlays[target].hidden, image)
+        images.own_like(overlays[target].active, image)
     shape = worker.vm.shape(fresh=True)
     worker.new_epoch(_with_taps(spec, shape))
     worker.keeper.set_pair(_with_taps(spec, shape))

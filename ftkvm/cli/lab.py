@@ -44,9 +44,16 @@ def lab() -> None:
     help="The datastore of hosts that are VMs: this machine's directory, or a storage VM's by NFS, which `ftkvm host"
     " add --datastore-nfs` mounts (default: as the lab is, virtiofs if there is none).",
 )
-def up(hosts: int, memory: int | None, hosts_as: str | None, time_dilation: float | None, storage: str | None) -> None:
+@click.option(
+    "--bare",
+    is_flag=True,
+    help="Hosts that have sshd and a key, nothing else; a Debian mirror, an NFS server (VMs only).",
+)
+def up(
+    hosts: int, memory: int | None, hosts_as: str | None, time_dilation: float | None, storage: str | None, bare: bool
+) -> None:
     """Make the lab, or bring back what of it is not running."""
-    labs.up(hosts, memory, _say, hosts_as, time_dilation, None if storage is None else storage == "nfs")
+    labs.up(hosts, memory, _say, hosts_as, time_dilation, None if storage is None else storage == "nfs", bare)
 
 
 @lab.command()
@@ -76,7 +83,7 @@ def status(output: str) -> None:
             f"{row['name']:8} {row['state']:8} {row['addresses']['management']:12} storage {row['storage']:7}"
             f" watchdog {row['watchdog']:16} {'cut: ' + ', '.join(cut) if cut else 'all links up'}"
         )
-    for key in ("hosts_as", "time_dilation", "kvm", "image", "storage", "datastore", "operator_home"):
+    for key in ("hosts_as", "bare", "time_dilation", "kvm", "image", "storage", "datastore", "operator_home"):
         click.echo(f"{key}: {document[key]}")
 
 

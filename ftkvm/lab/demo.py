@@ -119,6 +119,11 @@ def play(stage: Stage, story: Story) -> None:
 def lose_a_host(stage: Stage, story: Story, clients: Clients, guest: domain.Guest) -> None:
     """FT on, the primary's host dies, protected again, the host is back."""
     _protect(stage, story, clients)
+    lose_primary(stage, story, clients, guest)
+
+
+def lose_primary(stage: Stage, story: Story, clients: Clients, guest: domain.Guest) -> None:
+    """The host of a protected VM's primary dies, the VM is protected again, the host is back."""
     loss = _crash(stage, story, clients)
     if len(stage.hosts) > 2:
         _protected_again(stage, story, clients, guest, loss)

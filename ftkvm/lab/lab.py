@@ -13,7 +13,9 @@ from ftkvm.lab.record import RECORD as RECORD
 from ftkvm.lab.record import Record, standing
 from ftkvm.lab.record import record as record
 from ftkvm.lab.system import cgroup2_root, exclusive, mounts_below, run
-from ftkvm.lab.vm import dilation, layer
+from ftkvm.lab.vm import bare as bare_image
+from ftkvm.lab.vm import dilation, layer, mirror
+from ftkvm.lab.vm.bare import BareHost
 from ftkvm.lab.vm.host import VmHost
 from ftkvm.lab.vm.machine import accelerator
 from ftkvm.lab.vm.nfs import NfsHost, StorageBox
@@ -27,7 +29,7 @@ def _make(name: str, there: Record) -> LabHost:
         return StorageBox(name)
     if there.hosts_as != VMS:
         return Host(name)
-    return NfsHost(name) if there.nfs else VmHost(name)
+    return BareHost(name) if there.bare else NfsHost(name) if there.nfs else VmHost(name)
 
 
 def hosts() -> list[LabHost]:
@@ -51,39 +53,45 @@ def host(name: str) -> LabHost:
 
 def up(
     count: int, memory_mib: int | None, progress: Progress, hosts_as: str | None = None,
-    time_dilation: float | None = None, nfs: bool | None = None,
+    time_dilation: float | None = None, nfs: bool | None = None, bare: bool = False,
 ) -> None:  # fmt: skip
     """Makes the lab, or brings back what of it is not running. Hosts that run are left alone.
 
     :param hosts_as: ``containers`` or ``vms``; None: as it is, containers if there is no lab yet
     :param time_dilation: how much slower the hosts' clocks go (VMs only); None: as it is, or what this machine needs
     :param nfs: the datastore is a storage VM's, over NFS (VMs only); None: as it is, or this machine's directory
+    :param bare: hosts as Debian's installer leaves them, for a lab that is made now (VMs only); their datastore is NFS
     :raises FtkvmError: FTKVM-740, the lab stands on hosts of the other kind; 743 or with clocks of another pace; 745 or
         with the other datastore; 742, 744 containers have this machine's clock, and no NFS
     """
     if not 1 <= count <= names.MAX_HOSTS:
         raise FtkvmError("FTKVM-706", count=count, maximum=names.MAX_HOSTS)
-    kind = _kind(hosts_as)
+    kind = _kind(hosts_as, bare)
     pace = _pace(kind, time_dilation)
-    nfs = _over_nfs(kind, nfs)
+    nfs = _over_nfs(kind, True if bare else nfs)
     preflight.check(vms=kind == VMS)
     names.STATE.mkdir(parents=True, exist_ok=True)
     with exclusive(names.LOCK, "the lab's lock"):
         root = _image(kind, progress)
         if there := standing():
             count = max(count, there.hosts)
-        Record(count, memory_mib, root.name, kind, pace, nfs).write()
+        Record(count, memory_mib, root.name, kind, pace, nfs, _bare(root, bare, progress)).write()
         everyone = machines()
         _network_and_seat(everyone, progress)
         _boot(everyone, root, memory_mib, progress)
     progress("lab is up")
 
 
-def _kind(wanted: str | None) -> str:
+def _kind(wanted: str | None, bare: bool) -> str:
     there = standing()
+    if bare and there and not there.bare:
+        raise FtkvmError("FTKVM-740", there=f"{there.hosts_as}, prepared", wanted="bare")
     if there and wanted and there.hosts_as != wanted:
         raise FtkvmError("FTKVM-740", there=there.hosts_as, wanted=wanted)
-    return wanted or (there.hosts_as if there else CONTAINERS)
+    kind = wanted or (there.hosts_as if there else CONTAINERS)
+    if bare and kind != VMS:
+        raise FtkvmError("FTKVM-605", option="--bare", detail="containers are made of a prepared image: --hosts-as vms")
+    return kind
 
 
 def _pace(kind: str, wanted: float | None) -> float:
@@ -104,6 +112,12 @@ def _over_nfs(kind: str, wanted: bool | None) -> bool:
     if there and wanted is not None and there.nfs != wanted:
         raise FtkvmError("FTKVM-745", there=there.storage, wanted="nfs" if wanted else "virtiofs")
     return there.nfs if there else bool(wanted)
+
+
+def _bare(root: Path, wanted: bool, progress: Progress) -> str:
+    """The bare image's name, if the lab's hosts are bare."""
+    there = standing()
+    return there.bare if there else bare_image.ensure_image(root, progress) if wanted else ""
 
 
 def _image(hosts_as: str, progress: Progress) -> Path:
@@ -127,6 +141,8 @@ def _network_and_seat(everyone: Sequence[LabHost], progress: Progress) -> None:
         each.prepare_disk(all_names, key)
         each.write_hosts_file(all_names)
     operator.write_known_hosts(everyone)
+    if bare := record().bare:
+        mirror.begin(bare_image.packages(bare))
 
 
 def _boot(everyone: Sequence[LabHost], root: Path, memory_mib: int | None, progress: Progress) -> None:
@@ -148,6 +164,7 @@ def down(progress: Progress, images: bool = False) -> None:
     preflight.check_root()
     names.STATE.mkdir(parents=True, exist_ok=True)
     with exclusive(names.LOCK, "the lab's lock"):
+        mirror.end()
         for name in _leftover_hosts():
             progress(f"removing {name}")
             Host(name).remove()
@@ -194,6 +211,7 @@ def status() -> dict[str, object]:
         "hosts_as": there.hosts_as,
         "time_dilation": there.time_dilation,
         "image": there.image,
+        "bare": bool(there.bare),
         "memory_mib": there.memory_mib,
         "storage": there.storage,
         "datastore": names.export() if there.nfs else str(names.DATASTORE),

@@ -22,6 +22,8 @@ class Record:
     """How many seconds of this machine a second of the hosts takes (:mod:`ftkvm.lab.vm.dilation`)."""
     nfs: bool = False
     """The datastore is the storage VM's, and `ftkvm host add` mounts it; else hosts come up with this machine's."""
+    bare: str = ""
+    """The image of hosts that have sshd and a key, and nothing of ours (:mod:`ftkvm.lab.vm.bare`); empty: they have."""
 
     @property
     def storage(self) -> str:

@@ -49,6 +49,7 @@ ANSWERS = {
     "ca": "", "certificate": "", "strangers": "", "manifest": "0123\n",
     "machine": "m1\n", "boot": "b1\n", "configuration": "",
     "firewall": "bridged \nnftables\n", "modules": "kvm_amd\ntun\n",
+    "sources": "deb http://mirror.example/debian trixie main\n==sources==\n",
 }  # fmt: skip
 
 

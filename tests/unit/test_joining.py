@@ -225,6 +225,7 @@ def told(cluster: Cluster, **changed: str) -> str:
         "strangers": "",
         "machine": "its own\n",
         "boot": "boot-host3\n",
+        "sources": "deb http://mirror.example/debian trixie main\n==sources==\n",
         **changed,
     }
     return "".join(f"{facts_of.MARK}{name}\n{text}" for name, text in parts.items())

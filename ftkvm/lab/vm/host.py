@@ -118,6 +118,10 @@ class VmHost(LabHost):
         """Files of its disk that the image has not, or has otherwise."""
         return layer.nic_files(self.name)
 
+    def root_image(self, image: Path) -> Path:
+        """What its disk is made of."""
+        return image
+
     def _make_disk(self, image: Path) -> None:
         """The image and the host's own files, written to a disk."""
         for name, content in self.own_files().items():
@@ -126,7 +130,7 @@ class VmHost(LabHost):
             file.write_text(content)
         devices.install_fence_agent(self.paths.upper)
         root, part = self.paths.root, self.disk.with_suffix(".partial")
-        layers = f"lowerdir={image},upperdir={self.paths.upper},workdir={self.paths.work}"
+        layers = f"lowerdir={self.root_image(image)},upperdir={self.paths.upper},workdir={self.paths.work}"
         run(["mount", "-t", "overlay", names.netns(self.name), "-o", layers, str(root)])
         try:
             with part.open("wb") as disk:
