@@ -28,7 +28,7 @@ GUEST_MEMORY_MIB = 192
 PROTECT_TIMEOUT_S = 60
 REPROTECT_TIMEOUT_S = 90
 STREAM_S = 5.0
-"""How long the client streams before and after each event."""
+"""How long the client streams before and after each event, in the hosts' time."""
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Story:
     report: Path
     time_dilation: float = 1.0
     """Seconds here for each of the hosts; figures are in theirs."""
+    stream_s: float = STREAM_S
     figures: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
@@ -49,6 +50,10 @@ class Story:
 
     def note(self, **figures: Any) -> None:
         self.figures.update(figures)
+
+    def stream(self) -> None:
+        """Lets the client stream, before and after each event."""
+        time.sleep(self.stream_s * self.time_dilation)
 
     def pause_ms(self, stream: CounterClient | GapProbe | LedgerClient) -> float:
         """The longest pause since the last mark, in the hosts' time."""
@@ -163,7 +168,7 @@ def make_vm(stage: Stage, story: Story) -> domain.Guest:
 
 def _protect(stage: Stage, story: Story, clients: Clients) -> None:
     story.chapter("A client streams; fault tolerance is turned on")
-    time.sleep(STREAM_S * story.time_dilation)
+    story.stream()
     story.note(
         unprotected_round_trip_ms=story.round_trip_ms(clients.probe), unprotected_pause_ms=story.pause_ms(clients.probe)
     )
@@ -183,7 +188,7 @@ def _protect(stage: Stage, story: Story, clients: Clients) -> None:
     )
     clients.probe.round_trip_ms.clear()
     clients.mark()
-    time.sleep(STREAM_S * story.time_dilation)
+    story.stream()
     story.note(
         protected_round_trip_ms=story.round_trip_ms(clients.probe), protected_pause_ms=story.pause_ms(clients.probe)
     )
@@ -245,7 +250,7 @@ def _repair(stage: Stage, story: Story, clients: Clients, dead: str) -> None:
     stage.wait_usable(dead)
     story.note(host_back_s=story.since_s(started))
     story.say(f"{dead} is a usable host of the cluster again after {story.figures['host_back_s']} s")
-    time.sleep(STREAM_S * story.time_dilation)
+    story.stream()
     clients.wait_progress(10 * stage.patience)
 
 

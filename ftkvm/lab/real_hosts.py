@@ -115,7 +115,7 @@ def play(stage: Stage, story: Story, lines: Sequence[str]) -> None:
     wait_for_guest(guest.address, 60 * stage.patience)
     with connected(stage, guest) as clients:
         clients.wait_progress(10 * stage.patience)
-        time.sleep(demo.STREAM_S * story.time_dilation)
+        story.stream()
         demo.lose_primary(stage, story, clients, guest)
         acknowledged = demo.end_streams(story, clients)
     demo.prove(stage, story, acknowledged)

