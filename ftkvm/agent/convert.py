@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ftkvm.adapters import images
+from ftkvm.adapters.local_file import sync_directory
 from ftkvm.agent import vm_file
 from ftkvm.agent.context import AgentContext
 from ftkvm.agent.storage import bounded
@@ -157,7 +158,7 @@ class Converting:
             except FileExistsError as error:
                 raise FtkvmError("FTKVM-171", vm=self._record.name) from error
         for directory in {Path(each.image).parent for each in self._todo}:
-            _sync(directory)
+            sync_directory(directory)
         self._naming = True
         self._ctx.datastore.replace_text(self._definition, new_xml)
         for each in self._todo:
@@ -173,12 +174,3 @@ class Converting:
             else:
                 kept.append(each.source)
         return kept
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):  # some file systems (FUSE) cannot
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
