@@ -145,7 +145,7 @@ def remove(
     answer["taken_back"] = back.to_json() if back is not None else None
     answer["dry_run"] = dry_run
     done = f"Host {name} is out of the cluster, its certificates are revoked."
-    would = f"would: take host {name} out of the cluster, and revoke its certificates"
+    would = f"would: take host {name} out of the cluster, revoke its certificates, and change the hosts' beat key"
     said = [] if dry_run else [str(answer["beat_keys"]["text"])]
     lines = [would if dry_run else done, *said, *(back.lines() if back else [])]
     reporter.result(answer, "\n".join(lines))
