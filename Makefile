@@ -30,11 +30,11 @@ $(VENV)/ready: pyproject.toml
 demo: setup ## a host dies silently, its VM's client notices a short pause: the story, and build/demo.json
 	$(PYTHON) -m ftkvm.lab.demo
 
-kvm: setup ## hosts that are virtual machines, their guests run by KVM: the story, ten faults, ten reboots: build/kvm.json
+kvm: setup ## bare machines that are virtual, the README's commands for real hosts, the story, ten faults, ten reboots: build/kvm.json
 	$(PYTHON) -m ftkvm.lab.kvm
 
-bare: setup ## the README's commands for real hosts, word for word, on bare Debian machines that are virtual: build/real-hosts.json
-	$(PYTHON) -m ftkvm.lab.real_hosts
+bare: setup ## of that the commands and one lost host only
+	$(PYTHON) -m ftkvm.lab.kvm --no-trials --faults 0 --reboots 0
 
 check: $(VENV)/ready ## format, lint, types, and the tests that need no lab
 	$(VENV)/bin/ruff format --check ftkvm hostprep tests

@@ -101,6 +101,18 @@ def test_its_commands_exist_with_their_options(line: str) -> None:
     command.make_context("ftkvm", words)
 
 
+def test_the_block_by_the_hosts_that_are_there_and_by_what_comes_before_ft() -> None:
+    two = real_hosts.commands(real_hosts.README.read_text(), ["host1", "host2"])
+    assert [line for line in LINES if line not in two] == [
+        line for line in LINES if line.startswith("ftkvm host add host3")
+    ]
+    before, enable, then = real_hosts.phases(two)
+    assert [*before, enable, *then] == two
+    assert enable == "ftkvm enable vm1" and "ftkvm vm start vm1" in before
+    with pytest.raises(ValueError, match="enable"):
+        real_hosts.phases(before)
+
+
 def test_a_readme_without_the_block_is_an_error() -> None:
     with pytest.raises(IndexError):
         real_hosts.commands("# ftkvm\n\n## Use it\n")

@@ -123,7 +123,7 @@ def play(stage: Stage, story: Story) -> None:
 
 def lose_a_host(stage: Stage, story: Story, clients: Clients, guest: domain.Guest) -> None:
     """FT on, the primary's host dies, protected again, the host is back."""
-    _protect(stage, story, clients)
+    protect(stage, story, clients, lambda: stage.ftkvm("enable", VM))
     lose_primary(stage, story, clients, guest)
 
 
@@ -166,7 +166,8 @@ def make_vm(stage: Stage, story: Story) -> domain.Guest:
     return guest
 
 
-def _protect(stage: Stage, story: Story, clients: Clients) -> None:
+def protect(stage: Stage, story: Story, clients: Clients, enable: Callable[[], object]) -> None:
+    """FT is turned on by ``enable`` while the clients stream; what they saw of it."""
     story.chapter("A client streams; fault tolerance is turned on")
     story.stream()
     story.note(
@@ -174,7 +175,7 @@ def _protect(stage: Stage, story: Story, clients: Clients) -> None:
     )
     clients.mark()
     started = time.monotonic()
-    stage.ftkvm("enable", VM)
+    enable()
     pair = stage.wait_protected(VM, PROTECT_TIMEOUT_S)
     command_s = story.since_s(started)
     story.note(protect_s=pair["protect"]["protect_s"], enable_command_s=command_s)

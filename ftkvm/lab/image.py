@@ -109,10 +109,15 @@ def lend_apt_config(root: Path) -> list[Path]:
             target = root / "etc/apt/apt.conf.d" / f"lent-{file.name}"
             shutil.copyfile(file, target)
             borrowed.append(target)
-    for name in ("etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"):
-        source = Path("/") / name
-        if source.exists():
-            shutil.copyfile(source, root / name)
+    if Path("/etc/resolv.conf").exists():
+        shutil.copyfile("/etc/resolv.conf", root / "etc/resolv.conf")
+    authorities = Path("/etc/ssl/certs/ca-certificates.crt")
+    if authorities.exists():
+        lent = root / "etc/apt/lent.crt"
+        shutil.copyfile(authorities, lent)
+        told = root / "etc/apt/apt.conf.d/lent-zz-authorities"
+        told.write_text(f'Acquire::https::CaInfo "/{lent.relative_to(root)}";\n')
+        borrowed += [lent, told]
     fast = root / "etc/dpkg/dpkg.cfg.d/lent-fast"
     fast.write_text(
         "force-unsafe-io\npath-exclude=/usr/share/doc/*\npath-exclude=/usr/share/man/*\n"

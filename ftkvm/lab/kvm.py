@@ -1,22 +1,26 @@
-"""``make kvm``: the demo's story, faults and reboots on hosts that are virtual machines, their guests run by KVM.
+"""``make kvm``: from bare machines by the README's commands to a protected VM; then a lost host, faults, reboots.
 
-What containers cannot show: hardware virtualisation, a kernel of each host's own that dies or stands still with it,
-disks that lose what was not synced. One client connection and one ledger go through everything but the reboots.
-Figures, in the hosts' time, are in build/kvm.json: the keys of build/demo.json, and ``faults`` and ``reboots``.
+What containers cannot show: Debian's own packages, hardware virtualisation, a kernel of each host's own that dies or
+stands still with it, disks that lose what was not synced, NFS. One client connection and one ledger go through
+everything but the reboots. Figures, in the hosts' time, are in build/kvm.json: the keys of build/demo.json, and
+``commands`` (the README's, with the seconds that each took here), ``trials``, ``faults`` and ``reboots``.
 """
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ftkvm.lab import demo, faults, kvm_trials, lab, names, soak, trials
-from ftkvm.lab.client import CONNECT_S, CONTROL, CounterClient, ask
+from ftkvm.lab import demo, faults, kvm_trials, lab, names, real_hosts, soak, trials
+from ftkvm.lab.client import CONNECT_S, CONTROL, CounterClient, ask, wait_for_guest
 from ftkvm.lab.demo import Story
+from ftkvm.lab.guest import domain
 from ftkvm.lab.guest.domain import Guest
+from ftkvm.lab.real_hosts import Seat
 from ftkvm.lab.stage import Stage
 
 REPORT = Path("build/kvm.json")
@@ -30,20 +34,48 @@ SOUND_AFTER_S = 3.0
 SHORT_STREAM_S = 2.0
 
 
-def play(stage: Stage, story: Story, kinds: Sequence[str], reboots: int) -> None:
+def play(stage: Stage, story: Story, kinds: Sequence[str], trial: bool, reboots: int) -> None:
     """Everything, on a stage of hosts that run and are in no cluster yet."""
-    story.chapter(f"A cluster of {len(stage.hosts)} hosts, prepared over SSH")
-    stage.create_cluster(story.say)
-    guest = demo.make_vm(stage, story)
+    guest, seat, enable, then = _bare(stage, story) if lab.record().bare else _prepared(stage, story)
     with soak.streaming(stage, guest, story.say, 1) as this:
-        demo.lose_a_host(stage, story, this.clients, guest)
-        if lab.record().nfs and reboots > 1:
+        demo.protect(stage, story, this.clients, enable)
+        for line in then:
+            seat.type(line)
+        if lab.record().bare:
+            story.note(**seat.figures())
+            story.say(f"from bare machines to a protected VM: {story.figures['commands_s']} s of commands here")
+        demo.lose_primary(stage, story, this.clients, guest)
+        if trial:
             try_alone(this, story)
         strike(this, story, kinds)
         acknowledged = demo.end_streams(story, this.clients)
     if reboots:
         reboot_protected(stage, story, guest, reboots)
     demo.prove(stage, story, acknowledged)
+
+
+def _prepared(stage: Stage, story: Story) -> tuple[Guest, Seat, Callable[[], object], list[str]]:
+    """A cluster of hosts that have their packages, and a VM."""
+    story.chapter(f"A cluster of {len(stage.hosts)} hosts, prepared over SSH")
+    stage.create_cluster(story.say)
+    guest = demo.make_vm(stage, story)
+    return guest, Seat(stage, story.say), lambda: stage.ftkvm("enable", guest.name), []
+
+
+def _bare(stage: Stage, story: Story) -> tuple[Guest, Seat, Callable[[], object], list[str]]:
+    """A cluster and a VM by the README's commands, those for the stage's hosts."""
+    lines = real_hosts.commands(real_hosts.README.read_text(), stage.hosts)
+    before, enable, then = real_hosts.phases(lines)
+    story.chapter("The README's commands for real hosts, on bare ones")
+    guest, seat = real_hosts.prepare_seat(stage), Seat(stage, story.say)
+    for line in before:
+        seat.type(line)
+        story.note(**seat.figures())
+    host = stage.host(str(stage.vm_status(guest.name)["host"]))
+    story.note(kvm="yes" if domain.run_by_kvm(guest.name, host) else "no")
+    waited_s = wait_for_guest(guest.address, 60 * stage.patience)
+    story.say(f"{guest.name} answers at {guest.address}, {waited_s:.1f} s later; run by KVM: {story.figures['kvm']}")
+    return guest, seat, lambda: seat.type(enable), then
 
 
 def strike(this: trials.Round, story: Story, kinds: Sequence[str]) -> None:
@@ -119,31 +151,49 @@ def judge(figures: dict[str, Any]) -> list[str]:
 def options_of(words: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m ftkvm.lab.kvm", description=__doc__.partition("\n")[0])
-    parser.add_argument("--short", action="store_true", help="two hosts, a crash, a reboot, a kill: what CI runs")
-    parser.add_argument("--faults", type=int, metavar="N", help="only the first N of them")
+    parser.add_argument("--short", action="store_true", help="two prepared hosts, a crash, a reboot, a kill: CI's form")
+    parser.add_argument("--prepared", action="store_true", help="hosts that have their packages, in place of bare ones")
+    parser.add_argument(
+        "--storage", choices=["virtiofs", "nfs"], default="nfs", help="of prepared hosts (default: nfs)"
+    )
+    parser.add_argument("--hosts", type=int, choices=[2, 3], default=3)
+    parser.add_argument("--no-trials", action="store_true", help="no server that is stopped, no host that stands still")
+    parser.add_argument("--faults", type=int, metavar="N", default=len(FAULTS), help="only the first N of them")
+    parser.add_argument("--reboots", type=int, metavar="N", default=REBOOTS)
     parser.add_argument("--time-dilation", type=float, help="how much slower the hosts' clocks go")
-    parser.add_argument("--storage", choices=["virtiofs", "nfs"], help="the hosts' datastore (default: virtiofs)")
-    return parser.parse_args(words)
+    asked = parser.parse_args(words)
+    if asked.short:
+        vars(asked).update(prepared=True, storage="virtiofs", hosts=2, no_trials=True, faults=0, reboots=1)
+    if asked.storage == "virtiofs" and not asked.prepared:
+        parser.error("the datastore of bare hosts is NFS: --storage virtiofs needs --prepared")
+    if asked.storage == "virtiofs" or asked.hosts < 3:  # nobody would be there for the third host's VM
+        asked.no_trials = True
+    return asked
 
 
 def main(words: Sequence[str]) -> int:
     """A lab of VMs from nothing, everything, the report; 0 when all held."""
     asked = options_of(words)
-    count, kinds, reboots = (2, FAULTS[:0], 1) if asked.short else (3, FAULTS[: asked.faults], REBOOTS)
     story = Story(REPORT, stream_s=SHORT_STREAM_S) if asked.short else Story(REPORT)
 
     def tell() -> None:
         story.chapter("The lab")
         lab.down(story.say)
-        lab.up(count, None, story.say, lab.VMS, asked.time_dilation, asked.storage == "nfs")
-        story.time_dilation = lab.record().time_dilation
-        story.note(hosts_as=lab.VMS, hosts=count, storage=lab.record().storage, time_dilation=story.time_dilation)
-        story.note(lab_s=round(time.monotonic() - story.started, 1))
+        nfs = asked.storage == "nfs"
+        lab.up(asked.hosts, None, story.say, lab.VMS, asked.time_dilation, nfs, bare=not asked.prepared)
+        there = lab.record()
+        story.time_dilation = there.time_dilation
+        story.note(
+            hosts_as=lab.VMS, hosts=asked.hosts, bare=bool(there.bare), storage=there.storage,
+            time_dilation=story.time_dilation, lab_s=round(time.monotonic() - story.started, 1),
+        )  # fmt: skip
         story.say(f"a second of the hosts takes {story.time_dilation:g} s here; all figures are in the hosts' time")
-        play(Stage(tuple(names.host_names(count)), time_dilation=story.time_dilation), story, kinds, reboots)
+        stage = Stage(tuple(names.host_names(asked.hosts)), time_dilation=story.time_dilation)
+        play(stage, story, FAULTS[: asked.faults], not asked.no_trials, asked.reboots)
 
     return demo.told(story, tell, judge)
 
 
 if __name__ == "__main__":
+    os.umask(0o022)
     sys.exit(main(sys.argv[1:]))

@@ -85,8 +85,18 @@ def create(
     ):
         words = operator.ssh(host.name, command)
         run(words, timeout_s=60 * lab.record().time_dilation, env=operator.environment(), text_in=text)
-    RECORD.write_text(json.dumps({n: asdict(g) for n, g in {**guests(), name: made}.items()}))
+    remember(made)
     return made
+
+
+def remember(made: Guest) -> None:
+    """Puts a guest into the lab's record, from which the next ones take their numbers."""
+    RECORD.write_text(json.dumps({n: asdict(g) for n, g in {**guests(), made.name: made}.items()}))
+
+
+def run_by_kvm(name: str, host: LabHost) -> bool:
+    """Whether a running guest's QEMU there says that KVM runs it."""
+    return "enabled" in host.run(["virsh", "qemu-monitor-command", "--hmp", "--", name, "info kvm"])
 
 
 def domain_xml(made: Guest, files: build.GuestFiles, memory_mib: int, vcpus: int, kvm: bool) -> str:
