@@ -30,7 +30,8 @@ class Hosts:
         """All hosts with their health, or why they do not answer. ``health``: their answers, if just asked."""
         answers = health if health is not None else gather(self._ctx, "/v1/health")
         found = []
-        for name, entry in sorted(self._ctx.cluster.hosts().items()):
+        hosts = self._ctx.cluster.current(fresh=True).hosts  # who has just changed one, by another agent, looks here
+        for name, entry in sorted(hosts.items()):
             answer = answers.get(name) or FtkvmError("FTKVM-202", host=name, detail="not asked")
             known = {"error": answer.to_json(), "answers": False} if isinstance(answer, FtkvmError) else answer
             shown = {**entry.to_json(), "fence": entry.fence.get("agent")}  # its keys hold passwords
