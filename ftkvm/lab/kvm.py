@@ -68,6 +68,7 @@ def _bare(stage: Stage, story: Story) -> tuple[Guest, Seat, Callable[[], object]
     before, enable, then = real_hosts.phases(lines)
     story.chapter("The README's commands for real hosts, on bare ones")
     guest, seat = real_hosts.prepare_seat(stage), Seat(stage, story.say)
+    domain.remember(guest)
     for line in before:
         seat.type(line)
         story.note(**seat.figures())

@@ -70,7 +70,6 @@ def prepare_seat(stage: Stage) -> domain.Guest:
     files = domain.install_files()
     disk = f"{stage.datastore}/images/{demo.VM}.qcow2"
     guest = domain.Guest(demo.VM, str(uuid.uuid4()), domain.FIRST_NUMBER, disk)
-    domain.remember(guest)
     (SEAT / f"{demo.VM}.xml").write_text(domain.domain_xml(guest, files, demo.GUEST_MEMORY_MIB, 1, kvm=True))
     return guest
 
