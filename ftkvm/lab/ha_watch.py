@@ -125,10 +125,10 @@ def on_disk(address: str, number: int) -> bool:
 class Records:
     """A client of one VM that writes numbered records for as long as it lives; another follows when it was lost."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, first: int = 1) -> None:
         self._address = address
         self._client: LedgerClient | None = None
-        self._next = 1
+        self._next = first
         self.acknowledged: list[int] = []
 
     def begin(self) -> None:

@@ -45,12 +45,13 @@ def play(stage: Stage, story: Story, kinds: Sequence[str], trial: bool, reboots:
             story.note(**seat.figures())
             story.say(f"from bare machines to a protected VM: {story.figures['commands_s']} s of commands here")
         demo.lose_primary(stage, story, this.clients, guest)
-        if trial:
-            try_alone(this, story)
+        other = try_alone(this, story) if trial else None
         strike(this, story, kinds)
         acknowledged = demo.end_streams(story, this.clients)
     if reboots:
         reboot_protected(stage, story, guest, reboots)
+    if other is not None:
+        lose_the_datastore(stage, story, guest, other)
     demo.prove(stage, story, acknowledged)
 
 
@@ -87,8 +88,9 @@ def strike(this: trials.Round, story: Story, kinds: Sequence[str]) -> None:
         story.note(faults=[asdict(each) for each in this.outcomes], by_fault=soak.summary(this.outcomes))
 
 
-def try_alone(this: trials.Round, story: Story) -> None:
-    """The datastore's server goes away and comes back; then a host with an ordinary VM stands still."""
+def try_alone(this: trials.Round, story: Story) -> Guest:
+    """The datastore's server goes away and comes back; then a host with an ordinary VM, which is returned, stands
+    still."""
     stage, pair = this.stage, this.wait_protected(0)
     story.chapter(
         "The datastore's server is stopped, then a host stands still; beside the protected VM an ordinary one"
@@ -100,6 +102,18 @@ def try_alone(this: trials.Round, story: Story) -> None:
     made.append(kvm_trials.host_frozen(stage, other, story.say))
     story.note(trials=[asdict(each) for each in made])
     this.wait_protected(0)
+    stage.ftkvm("vm", "stop", other.name, "--force")
+    return other
+
+
+def lose_the_datastore(stage: Stage, story: Story, guest: Guest, other: Guest) -> None:
+    """At last no connection hangs on anything: the server is gone for longer than hosts wait."""
+    story.chapter("The datastore's server is gone for longer than hosts wait")
+    stage.ftkvm("vm", "start", other.name)
+    wait_for_guest(other.address, 60 * stage.patience)
+    made = kvm_trials.nfs_gone_for_too_long(stage, [guest, other], story.say)
+    story.note(trials=[*story.figures["trials"], asdict(made)])
+    stage.wait_protected(guest.name, demo.REPROTECT_TIMEOUT_S)
     stage.ftkvm("vm", "stop", other.name, "--force")
 
 

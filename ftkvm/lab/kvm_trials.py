@@ -6,8 +6,9 @@ What is judged is what is to be seen from outside: the wire, the datastore's own
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ftkvm.catalogue import FtkvmError
@@ -25,6 +26,11 @@ GONE_S = 20.0
 BEFORE_S = 5.0
 """All in the hosts' time."""
 RESTARTED_S = 60.0
+BACK_S = 120.0
+READ_S = 5.0
+"""In which every agent has read a change of the configuration (agent/cluster.py)."""
+PATIENT = {"das.failuredetectiontime": 60_000, "ha.lease_ms": 60_000, "ha.stop_after_ms": 40_000}
+"""HA's times for a datastore that may be gone for half a minute, as that of an NFS server that fails over."""
 MEMORY_MIB = 96
 
 Say = Callable[[str], None]
@@ -76,7 +82,7 @@ def host_frozen(stage: Stage, guest: Guest, say: Say) -> Trial:
     """
     made, host = Trial("host-frozen"), str(owner(guest))
     say(f"{host}, which runs {guest.name}, stands still for {FREEZE_S:.0f} s")
-    records = Records(guest.address)
+    records = Records(guest.address, ledger.next_free(guest.address))
     records.begin()
     time.sleep(BEFORE_S * stage.time_dilation)
     with Capture(list(stage.hosts)) as capture:
@@ -100,38 +106,91 @@ def host_frozen(stage: Stage, guest: Guest, say: Say) -> Trial:
     if not stage.host(host).running:
         faults.start(host)
     stage.wait_usable(host)
-    say(f"  {made.figures}{'  WRONG: ' + '; '.join(made.wrong) if made.wrong else ''}")
+    _tell(made, say)
     return made
 
 
 def nfs_gone(this: Round, other: Guest, say: Say) -> Trial:
-    """The NFS server is stopped for 20 s under a protected VM and an ordinary one: nothing goes live twice, all comes
-    back, nothing acknowledged is lost."""
+    """The NFS server is stopped for 20 s under a protected VM and an ordinary one, in a cluster that waits longer than
+    that: all stands still, nobody is ended, and on the same connections everything goes on."""
     made, stage = Trial("nfs-gone"), this.stage
+    _reconsider(stage, PATIENT)
     epoch = int(this.wait_protected(0)["epoch"])
-    say(f"the NFS server is stopped for {GONE_S:.0f} s")
+    say(f"the NFS server is stopped for {GONE_S:.0f} s; hosts wait {PATIENT['ha.stop_after_ms'] / 1000:.0f} s for it")
     this.clients.mark()
     this.clients.capture.mark()
-    box = stage.host(names.STORAGE)
     since = Since(stage)
-    box.run(["systemctl", "stop", "nfs-server"], timeout_s=120)
-    try:
-        since.wait_until(GONE_S)
-    finally:
-        box.run(["systemctl", "start", "nfs-server"], timeout_s=120)
-    made.figures["gone_s"] = since.s()
+    _without_server(stage, since, made)
     this.wait_served()
     made.figures["served_s"] = since.s()
     pair = this.wait_protected(0)
     made.figures |= {"protected_s": since.s(), "epochs_ended": int(pair["epoch"]) - epoch}
     _noted(made, "other_answered_s", since, lambda: answers(other.address), RESTARTED_S * 2)
+    made.wrong += [f"{host} was ended" for host in stage.hosts if not stage.host(host).running]
     for number in range(epoch, int(pair["epoch"])):
         made.wrong += looks.only_one_winner(stage, this.guest, number)
     made.wrong += _twice(stage, [this.guest, other], this.clients.capture)
     made.wrong += this.clients.broken()
     made.wrong += _ledger(this, str(pair["host"]))
-    say(f"  {made.figures}{'  WRONG: ' + '; '.join(made.wrong) if made.wrong else ''}")
+    _reconsider(stage, dict.fromkeys(PATIENT))
+    _tell(made, say)
     return made
+
+
+def nfs_gone_for_too_long(stage: Stage, guests: list[Guest], say: Say) -> Trial:
+    """The same with HA's times as they are by default: hosts with VMs are ended by their watchdogs, as a host must be
+    that cannot know whether others have taken its VMs. They boot again, as a watchdog's reset has them do, and every VM
+    runs again, once, with all records that were acknowledged."""
+    made = Trial("nfs-gone-for-too-long")
+    records = [Records(guest.address, ledger.next_free(guest.address)) for guest in guests]
+    for each in records:
+        each.begin()
+    time.sleep(BEFORE_S * stage.time_dilation)
+    say(f"the NFS server is stopped for {GONE_S:.0f} s, longer than hosts wait by default")
+    with Capture(list(stage.hosts)) as capture:
+        since = Since(stage)
+        _without_server(stage, since, made)
+        acknowledged = [each.end() for each in records]
+        ended = [host for host in stage.hosts if not stage.host(host).running]
+        made.figures["ended_by_watchdog"] = ended
+        say(f"  ended by their watchdogs: {', '.join(ended) or 'none'}; they boot again")
+        for host in ended:
+            faults.start(host)
+        for guest in guests:
+            _noted(made, f"{guest.name}_answered_s", since, partial(answers, guest.address), BACK_S)
+        for host in ended:
+            stage.wait_usable(host, BACK_S)
+        made.figures["hosts_usable_s"] = since.s()
+        made.wrong += _twice(stage, guests, capture)
+    for guest, mine in zip(guests, acknowledged, strict=True):
+        lost = [number for number in mine if not on_disk(guest.address, number)]
+        made.figures[f"{guest.name}_records"] = len(mine)
+        made.wrong += [f"{guest.name} lost records {lost}"] if lost else []
+    _tell(made, say)
+    return made
+
+
+def _without_server(stage: Stage, since: Since, made: Trial) -> None:
+    """Stops the NFS server, and starts it again when its time is over."""
+    box = stage.host(names.STORAGE)
+    box.run(["systemctl", "stop", "nfs-server"], timeout_s=120)
+    try:
+        since.wait_until(GONE_S)
+    finally:
+        box.run(["systemctl", "start", "nfs-server"], timeout_s=120)
+        made.figures["gone_s"] = since.s()
+
+
+def _reconsider(stage: Stage, settings: Mapping[str, int | None]) -> None:
+    """Other times for HA, which takes them when it is switched off and on; None: the default."""
+    stage.ftkvm("cluster", "set", "ha.enabled=off")
+    stage.ftkvm("cluster", "set", *(f"{name}={'' if value is None else value}" for name, value in settings.items()))
+    stage.ftkvm("cluster", "set", "ha.enabled=on")
+    time.sleep(READ_S * stage.time_dilation)
+
+
+def _tell(made: Trial, say: Say) -> None:
+    say(f"  {made.figures}{'  WRONG: ' + '; '.join(made.wrong) if made.wrong else ''}")
 
 
 def _noted(made: Trial, name: str, since: Since, holds: Callable[[], bool], limit_s: float) -> None:
