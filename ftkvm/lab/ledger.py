@@ -102,7 +102,7 @@ def verify(host: LabHost, image: str, acknowledged: Iterable[int]) -> Verdict:
 def next_free(address: str) -> int:
     """The first number of a span that no client before has used (asked of the guest). Raises OSError."""
     first = 1
-    while not ask(address, LEDGER, f"READ {first}").startswith("NONE"):
+    while not ask(address, LEDGER, f"READ {first}", 30).startswith("NONE"):
         first += SPAN
     return first
 
