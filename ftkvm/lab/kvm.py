@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,9 @@ def try_alone(this: trials.Round, story: Story) -> Guest:
     )
     third = next(name for name in stage.hosts if name not in (pair["host"], pair["secondary_host"]))
     other = kvm_trials.ordinary_vm(stage, "vm2", third, story.say)
-    made = [kvm_trials.nfs_gone(this, other, story.say)]
+    made = [kvm_trials.tried("nfs-gone", partial(kvm_trials.nfs_gone, this, other, story.say), story.say)]
     story.note(trials=[asdict(each) for each in made])
-    made.append(kvm_trials.host_frozen(stage, other, story.say))
+    made += [kvm_trials.tried("host-frozen", partial(kvm_trials.host_frozen, stage, other, story.say), story.say)]
     story.note(trials=[asdict(each) for each in made])
     this.wait_protected(0)
     stage.ftkvm("vm", "stop", other.name, "--force")
@@ -111,7 +112,8 @@ def lose_the_datastore(stage: Stage, story: Story, guest: Guest, other: Guest) -
     story.chapter("The datastore's server is gone for longer than hosts wait")
     stage.ftkvm("vm", "start", other.name)
     wait_for_guest(other.address, 60 * stage.patience)
-    made = kvm_trials.nfs_gone_for_too_long(stage, [guest, other], story.say)
+    last = partial(kvm_trials.nfs_gone_for_too_long, stage, [guest, other], story.say)
+    made = kvm_trials.tried("nfs-gone-for-too-long", last, story.say)
     story.note(trials=[*story.figures["trials"], asdict(made)])
     stage.wait_protected(guest.name, demo.REPROTECT_TIMEOUT_S)
     stage.ftkvm("vm", "stop", other.name, "--force")

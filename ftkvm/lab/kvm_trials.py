@@ -59,6 +59,16 @@ class Since:
         time.sleep(max(0.0, self.at + seconds * self.stage.time_dilation - time.monotonic()))
 
 
+def tried(name: str, trial: Callable[[], Trial], say: Say) -> Trial:
+    """What a trial came to; one that went no further is wrong with its reason, and the story goes on."""
+    try:
+        return trial()
+    except (FtkvmError, OSError) as error:
+        made = Trial(name, wrong=[f"it went no further: {error}"])
+        _tell(made, say)
+        return made
+
+
 def ordinary_vm(stage: Stage, name: str, host: str, say: Say) -> Guest:
     """A VM without FT, which HA restarts; it runs on ``host`` and answers."""
     guest = domain.create(name, stage.host(host), "1G", MEMORY_MIB, 1, stage.datastore)
@@ -113,8 +123,17 @@ def host_frozen(stage: Stage, guest: Guest, say: Say) -> Trial:
 def nfs_gone(this: Round, other: Guest, say: Say) -> Trial:
     """The NFS server is stopped for 20 s under a protected VM and an ordinary one, in a cluster that waits longer than
     that: all stands still, nobody is ended, and on the same connections everything goes on."""
+    _reconsider(this.stage, PATIENT)
+    try:
+        made = _nfs_gone(this, other, say)
+    finally:
+        _reconsider(this.stage, dict.fromkeys(PATIENT))
+    _tell(made, say)
+    return made
+
+
+def _nfs_gone(this: Round, other: Guest, say: Say) -> Trial:
     made, stage = Trial("nfs-gone"), this.stage
-    _reconsider(stage, PATIENT)
     epoch = int(this.wait_protected(0)["epoch"])
     say(f"the NFS server is stopped for {GONE_S:.0f} s; hosts wait {PATIENT['ha.stop_after_ms'] / 1000:.0f} s for it")
     this.clients.mark()
@@ -132,8 +151,6 @@ def nfs_gone(this: Round, other: Guest, say: Say) -> Trial:
     made.wrong += _twice(stage, [this.guest, other], this.clients.capture)
     made.wrong += this.clients.broken()
     made.wrong += _ledger(this, str(pair["host"]))
-    _reconsider(stage, dict.fromkeys(PATIENT))
-    _tell(made, say)
     return made
 
 

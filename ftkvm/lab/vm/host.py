@@ -47,6 +47,10 @@ class VmHost(LabHost):
         super().__init__(name)
         self.cpus = Cpus(name)
 
+    def run(self, command: Sequence[str], timeout_s: float = 30, text_in: str | None = None) -> str:
+        """As on any host; ``timeout_s`` is in the host's time."""
+        return super().run(command, timeout_s * record().time_dilation, text_in)
+
     @property
     def frozen(self) -> bool:
         """Its CPUs stand still, or all of its hardware; an empty group that was frozen says so for good."""
