@@ -9,6 +9,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -227,6 +228,10 @@ def wait_for_guest(address: str, timeout_s: float = 60) -> float:
 _ETH_P_ALL = 3
 
 
+RECENT = 64
+"""Frames of a guest out of one host that are remembered."""
+
+
 @dataclass
 class Emission:
     """Frames with a guest's source address that came out of one host."""
@@ -237,6 +242,22 @@ class Emission:
     last: float = 0.0
     kinds: dict[int, int] = field(default_factory=dict)
     """Frames by EtherType."""
+    recent: deque[tuple[float, bytes]] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """The newest ones' times and first bytes, as far as TCP's sequence numbers."""
+
+    def since(self, moment: float) -> list[str]:
+        """What the newest frames after a moment (monotonic clock) were: milliseconds after it, and a summary."""
+        return [f"{1000 * (at - moment):.1f} ms {summary(frame)}" for at, frame in list(self.recent) if at > moment]
+
+
+def summary(frame: bytes) -> str:
+    """A frame's protocol; of TCP over IPv4 also port, sequence numbers, length and flags."""
+    if frame[12:14] != b"\x08\0" or len(frame) < 54 or frame[23] != 6 or frame[14] != 0x45:
+        return f"0x{frame[12:14].hex()}"
+    total, port, peer = (int.from_bytes(frame[at : at + 2]) for at in (16, 34, 36))
+    sequence, acknowledged = int.from_bytes(frame[38:42]), int.from_bytes(frame[42:46])
+    length = total - 20 - 4 * (frame[46] >> 4)
+    return f"tcp {port}>{peer} seq {sequence} ack {acknowledged} len {length} flags 0x{frame[47]:02x}"
 
 
 def listen(port: str) -> socket.socket:
@@ -326,6 +347,7 @@ class Capture:
             emission.frames += 1
             emission.last = now
             emission.kinds[kind] = emission.kinds.get(kind, 0) + 1
+            emission.recent.append((now, frame[:54]))
             emission.arp_replies += kind == 0x0806 and frame[20:22] == b"\0\2"
 
     def emitters(self, mac: str) -> dict[str, Emission]:

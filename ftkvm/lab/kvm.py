@@ -35,17 +35,13 @@ SOUND_AFTER_S = 3.0
 SHORT_STREAM_S = 2.0
 
 
-def play(stage: Stage, story: Story, kinds: Sequence[str], trial: bool, reboots: int) -> None:
-    """Everything, on a stage of hosts that run and are in no cluster yet."""
-    guest, seat, enable, then = _bare(stage, story) if lab.record().bare else _prepared(stage, story)
+def play(stage: Stage, story: Story, kinds: Sequence[str], trial: bool, reboots: int, go_on: bool = False) -> None:
+    """Everything, on a stage of hosts that run and are in no cluster yet; to go on: on one whose VM is protected."""
+    guest, first = (
+        _known(stage, story) if go_on else _bare(stage, story) if lab.record().bare else _prepared(stage, story)
+    )
     with soak.streaming(stage, guest, story.say, 1) as this:
-        demo.protect(stage, story, this.clients, enable)
-        for line in then:
-            seat.type(line)
-        if lab.record().bare:
-            story.note(**seat.figures())
-            story.say(f"from bare machines to a protected VM: {story.figures['commands_s']} s of commands here")
-        demo.lose_primary(stage, story, this.clients, guest)
+        first(this)
         other = try_alone(this, story) if trial else None
         strike(this, story, kinds)
         acknowledged = demo.end_streams(story, this.clients)
@@ -56,16 +52,16 @@ def play(stage: Stage, story: Story, kinds: Sequence[str], trial: bool, reboots:
     demo.prove(stage, story, acknowledged)
 
 
-def _prepared(stage: Stage, story: Story) -> tuple[Guest, Seat, Callable[[], object], list[str]]:
-    """A cluster of hosts that have their packages, and a VM."""
+def _prepared(stage: Stage, story: Story) -> tuple[Guest, Callable[[trials.Round], None]]:
+    """A cluster of hosts that have their packages, and a VM; then FT is turned on, and a host lost."""
     story.chapter(f"A cluster of {len(stage.hosts)} hosts, prepared over SSH")
     stage.create_cluster(story.say)
     guest = demo.make_vm(stage, story)
-    return guest, Seat(stage, story.say), lambda: stage.ftkvm("enable", guest.name), []
+    return guest, lambda this: demo.lose_a_host(stage, story, this.clients, guest)
 
 
-def _bare(stage: Stage, story: Story) -> tuple[Guest, Seat, Callable[[], object], list[str]]:
-    """A cluster and a VM by the README's commands, those for the stage's hosts."""
+def _bare(stage: Stage, story: Story) -> tuple[Guest, Callable[[trials.Round], None]]:
+    """The same by the README's commands, those for the stage's hosts."""
     lines = real_hosts.commands(real_hosts.README.read_text(), stage.hosts)
     before, enable, then = real_hosts.phases(lines)
     story.chapter("The README's commands for real hosts, on bare ones")
@@ -74,11 +70,32 @@ def _bare(stage: Stage, story: Story) -> tuple[Guest, Seat, Callable[[], object]
     for line in before:
         seat.type(line)
         story.note(**seat.figures())
-    host = stage.host(str(stage.vm_status(guest.name)["host"]))
-    story.note(kvm="yes" if domain.run_by_kvm(guest.name, host) else "no")
+    _note_kvm(stage, story, guest)
     waited_s = wait_for_guest(guest.address, 60 * stage.patience)
     story.say(f"{guest.name} answers at {guest.address}, {waited_s:.1f} s later; run by KVM: {story.figures['kvm']}")
-    return guest, seat, lambda: seat.type(enable), then
+
+    def first(this: trials.Round) -> None:
+        demo.protect(stage, story, this.clients, lambda: seat.type(enable))
+        for line in then:
+            seat.type(line)
+        story.note(**seat.figures())
+        story.say(f"from bare machines to a protected VM: {story.figures['commands_s']} s of commands here")
+        demo.lose_primary(stage, story, this.clients, guest)
+
+    return guest, first
+
+
+def _known(stage: Stage, story: Story) -> tuple[Guest, Callable[[trials.Round], None]]:
+    """The VM of a run before; with a host lost once more the report is whole."""
+    guest = domain.guests()[demo.VM]
+    stage.wait_protected(guest.name, demo.REPROTECT_TIMEOUT_S)
+    _note_kvm(stage, story, guest)
+    return guest, lambda this: demo.lose_primary(stage, story, this.clients, guest)
+
+
+def _note_kvm(stage: Stage, story: Story, guest: Guest) -> None:
+    host = stage.host(str(stage.vm_status(guest.name)["host"]))
+    story.note(kvm="yes" if domain.run_by_kvm(guest.name, host) else "no")
 
 
 def strike(this: trials.Round, story: Story, kinds: Sequence[str]) -> None:
@@ -174,6 +191,7 @@ def options_of(words: Sequence[str]) -> argparse.Namespace:
         "--storage", choices=["virtiofs", "nfs"], default="nfs", help="of prepared hosts (default: nfs)"
     )
     parser.add_argument("--hosts", type=int, choices=[2, 3], default=3)
+    parser.add_argument("--go-on", action="store_true", help="on the lab of a run before, where vm1 is protected")
     parser.add_argument("--no-trials", action="store_true", help="no server that is stopped, no host that stands still")
     parser.add_argument("--faults", type=int, metavar="N", default=len(FAULTS), help="only the first N of them")
     parser.add_argument("--reboots", type=int, metavar="N", default=REBOOTS)
@@ -195,18 +213,19 @@ def main(words: Sequence[str]) -> int:
 
     def tell() -> None:
         story.chapter("The lab")
-        lab.down(story.say)
-        nfs = asked.storage == "nfs"
-        lab.up(asked.hosts, None, story.say, lab.VMS, asked.time_dilation, nfs, bare=not asked.prepared)
+        if not asked.go_on:
+            lab.down(story.say)
+            nfs = asked.storage == "nfs"
+            lab.up(asked.hosts, None, story.say, lab.VMS, asked.time_dilation, nfs, bare=not asked.prepared)
         there = lab.record()
         story.time_dilation = there.time_dilation
         story.note(
-            hosts_as=lab.VMS, hosts=asked.hosts, bare=bool(there.bare), storage=there.storage,
+            hosts_as=lab.VMS, hosts=there.hosts, bare=bool(there.bare), storage=there.storage,
             time_dilation=story.time_dilation, lab_s=round(time.monotonic() - story.started, 1),
         )  # fmt: skip
         story.say(f"a second of the hosts takes {story.time_dilation:g} s here; all figures are in the hosts' time")
-        stage = Stage(tuple(names.host_names(asked.hosts)), time_dilation=story.time_dilation)
-        play(stage, story, FAULTS[: asked.faults], not asked.no_trials, asked.reboots)
+        stage = Stage(tuple(names.host_names(there.hosts)), time_dilation=story.time_dilation)
+        play(stage, story, FAULTS[: asked.faults], not asked.no_trials, asked.reboots, asked.go_on)
 
     return demo.told(story, tell, judge)
 

@@ -18,9 +18,10 @@ def overlaps(emitters: dict[str, Emission]) -> list[str]:
     wrong = []
     for (early, before), (late, after) in itertools.pairwise(by_time):
         if before.last > after.first:
+            theirs = "; ".join(before.since(after.first))
             wrong.append(
                 f"{early} still spoke {1000 * (before.last - after.first):.0f} ms after {late} began "
-                f"(kinds {sorted(map(hex, before.kinds))})"
+                f"(kinds {sorted(map(hex, before.kinds))}): {theirs}"
             )
     return wrong
 
