@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from keeper_world import needs_netns
 
-from ftkvm.lab import client, netns
+from ftkvm.lab import client, looks, netns
 from ftkvm.lab.system import run
 
 pytestmark = needs_netns
@@ -65,3 +65,31 @@ def test_a_port_is_never_told_of_what_another_said(two_cables: None) -> None:
     with mouth, ear:
         assert _spoken(ear) > 0
         assert strangers == 0
+
+
+# ------------------------------------------------------------------------------------------ what late frames were
+
+
+def tcp(sequence: int, payload: int) -> bytes:
+    """An Ethernet frame with a TCP segment from port 7 to port 4000, as far as the capture keeps it."""
+    ethernet = bytes(12) + b"\x08\x00"
+    ip = bytes([0x45, 0]) + (40 + payload).to_bytes(2) + bytes(5) + bytes([6]) + bytes(10)
+    ports = (7).to_bytes(2) + (4000).to_bytes(2)
+    return ethernet + ip + ports + sequence.to_bytes(4) + (99).to_bytes(4) + bytes([0x50, 0x18]) + bytes(6)
+
+
+def test_a_frame_is_told_as_far_as_its_sequence_numbers() -> None:
+    assert client.summary(tcp(1000, 5)) == "tcp 7>4000 seq 1000 ack 99 len 5 flags 0x18"
+    assert client.summary(bytes(12) + b"\x08\x06" + bytes(28)) == "0x0806"
+    assert client.summary(tcp(1000, 5)[:40]) == "0x0800"
+
+
+def test_who_still_spoke_and_what_it_was() -> None:
+    old = client.Emission(frames=3, first=1.0, last=9.5, kinds={0x800: 3})
+    old.recent.extend([(1.0, tcp(10, 5)), (8.0, tcp(15, 5)), (9.5, tcp(20, 5))])
+    new = client.Emission(frames=1, first=9.0, last=20.0, kinds={0x800: 1})
+    (said,) = looks.overlaps({"host1": old, "host2": new})
+    assert said.startswith("host1 still spoke 500 ms after host2 began (kinds ['0x800'])")
+    assert said.endswith(": 500.0 ms tcp 7>4000 seq 20 ack 99 len 5 flags 0x18")
+    old.last = 8.0
+    assert looks.overlaps({"host1": old, "host2": new}) == []
