@@ -172,9 +172,8 @@ def test_all_hosts_are_upgraded_one_after_the_other(vm: Round) -> None:
     assert 0 < said["measured_s"][vm.vm] < 120
     rows = json.loads(vm.stage.ftkvm("host", "list", "--output", "json"))
     assert [row["maintenance"] for row in rows] == [False] * 3
-    if (
-        vm.wait_protected(0)["host"] == before["host"]
-    ):  # moved away and back: its first and last frames lie around others'
+    # Moved away and back: its first and last frames lie around others'.
+    if vm.wait_protected(0)["host"] == before["host"]:
         vm.clients.capture.mark()
     sound(vm, "upgrade", before)
 

@@ -13,7 +13,8 @@ from ftkvm.lab.vm.machine import Machine
 
 PROVISION = Path(__file__).parents[3] / "vagrant/storage.sh"
 """What makes the box: the very script by which Vagrant makes its own."""
-PROVISION_TIMEOUT_S = 600
+PROVISION_TIMEOUT_S = 75
+"""In the host's time."""
 MEMORY_MIB = 768
 PORT = 2049
 LIBVIRT = ("libvirtd", "virtlogd", "virtlockd")
