@@ -40,19 +40,19 @@ check: $(VENV)/ready ## format, lint, types, and the tests that need no lab
 	$(VENV)/bin/ruff format --check ftkvm hostprep tests
 	$(VENV)/bin/ruff check ftkvm hostprep tests
 	$(VENV)/bin/mypy
-	$(PYTHON) -m pytest -q -m "not lab"
+	$(PYTHON) -m pytest -q -m "not lab" -n auto --dist worksteal
 
 # What FT promises is asked once, and once wrong is wrong. The other lab tests (hosts, bad input, interruptions) hang on the
 # machine's mood as well: what failed is run a second time, in full sight.
 PROMISES := tests/lab/test_demo.py tests/lab/test_ft.py
-OTHERS := $(PYTHON) -m pytest -q -m lab $(PROMISES:%=--ignore=%) --ignore=tests/lab/test_power.py --ignore=tests/lab/test_kvm.py
+OTHERS := $(PYTHON) -m pytest -q -m lab --durations=30 $(PROMISES:%=--ignore=%) --ignore=tests/lab/test_power.py --ignore=tests/lab/test_kvm.py
 # A lab has hosts of one kind: this one comes first, with a lab of its own that it takes down again.
 KVM := $(PYTHON) -m pytest -q -m lab tests/lab/test_kvm.py
 # Of some of these `make test` takes a sample; those that are `long` as a whole, one to five minutes each, it leaves to `make long`.
 LONG := tests/lab/test_plans_disturbed.py tests/lab/test_shapes.py tests/lab/test_write_back.py tests/lab/test_power.py \
         tests/lab/test_disks.py tests/lab/test_maintenance.py tests/lab/test_refusals.py tests/lab/test_host_preparation.py \
         tests/lab/test_early_enable.py tests/lab/test_upgrade_room.py tests/lab/test_limits.py \
-        tests/lab/test_real_hosts.py
+        tests/lab/test_real_hosts.py tests/lab/test_interruptions.py
 
 test: setup tools check ## all of check, then the lab's tests on real hosts
 	$(KVM) || $(KVM)

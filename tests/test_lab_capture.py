@@ -70,12 +70,12 @@ def test_a_port_is_never_told_of_what_another_said(two_cables: None) -> None:
 # ------------------------------------------------------------------------------------------ what late frames were
 
 
-def tcp(sequence: int, payload: int) -> bytes:
+def tcp(sequence: int, payload: int, acknowledged: int = 99, flags: int = 0x18) -> bytes:
     """An Ethernet frame with a TCP segment from port 7 to port 4000, as far as the capture keeps it."""
     ethernet = bytes(12) + b"\x08\x00"
     ip = bytes([0x45, 0]) + (40 + payload).to_bytes(2) + bytes(5) + bytes([6]) + bytes(10)
     ports = (7).to_bytes(2) + (4000).to_bytes(2)
-    return ethernet + ip + ports + sequence.to_bytes(4) + (99).to_bytes(4) + bytes([0x50, 0x18]) + bytes(6)
+    return ethernet + ip + ports + sequence.to_bytes(4) + acknowledged.to_bytes(4) + bytes([0x50, flags]) + bytes(6)
 
 
 def test_a_frame_is_told_as_far_as_its_sequence_numbers() -> None:
@@ -86,10 +86,41 @@ def test_a_frame_is_told_as_far_as_its_sequence_numbers() -> None:
 
 def test_who_still_spoke_and_what_it_was() -> None:
     old = client.Emission(frames=3, first=1.0, last=9.5, kinds={0x800: 3})
-    old.recent.extend([(1.0, tcp(10, 5)), (8.0, tcp(15, 5)), (9.5, tcp(20, 5))])
+    old.recent.extend(client.Frame(at, tcp(number, 5), again=at > 9) for at, number in ((1, 10), (8, 15), (9.5, 15)))
     new = client.Emission(frames=1, first=9.0, last=20.0, kinds={0x800: 1})
     (said,) = looks.overlaps({"host1": old, "host2": new})
     assert said.startswith("host1 still spoke 500 ms after host2 began (kinds ['0x800'])")
-    assert said.endswith(": 500.0 ms tcp 7>4000 seq 20 ack 99 len 5 flags 0x18")
+    assert said.endswith(": 500.0 ms tcp 7>4000 seq 15 ack 99 len 5 flags 0x18 again")
+    assert looks.late_frames({"host2": new, "host1": old}) == [
+        "500.0 ms tcp 7>4000 seq 15 ack 99 len 5 flags 0x18 again"
+    ]
     old.last = 8.0
     assert looks.overlaps({"host1": old, "host2": new}) == []
+
+
+def test_of_a_host_that_stood_still_only_what_is_new_counts() -> None:
+    old = client.Emission(frames=3, first=1.0, last=9.5, last_news=8.0)
+    new = client.Emission(frames=1, first=9.0, last=20.0, last_news=20.0)
+    both = {"host1": old, "host2": new}
+    assert looks.overlaps(both) and looks.overlaps(both, "host2")
+    assert looks.overlaps(both, "host1") == []
+    old.last_news = 9.5
+    assert looks.overlaps(both, "host1")
+
+
+def test_what_had_been_said_and_what_had_not() -> None:
+    """A repetition, whole or in part, is old; another byte, another acknowledgement, a reset, or no TCP is news."""
+    said = client.Said()
+    assert not said.again(tcp(10, 5))
+    for known in (tcp(10, 5), tcp(12, 3), tcp(15, 0), tcp(10, 5, 90)):
+        assert said.again(known)
+    for new in (tcp(10, 6), tcp(16, 0, 100), tcp(16, 0, 100, client._RST), tcp(1, 0, 0, client._SYN), bytes(54)):
+        assert not said.again(new)
+    assert not said.again(tcp(7, 1)) and said.again(tcp(7, 1))
+
+
+def test_sequence_numbers_begin_again() -> None:
+    said = client.Said()
+    assert not said.again(tcp(0xFFFFFFFE, 1)) and not said.again(tcp(0xFFFFFFFF, 4))
+    assert said.again(tcp(1, 2)) and said.again(tcp(0xFFFFFFFF, 1))
+    assert not said.again(tcp(3, 1))

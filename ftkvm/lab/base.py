@@ -26,6 +26,9 @@ class LabHost(ABC):
     """How long a guest gets to show that KVM works: on hardware it takes a second, under an emulated machine 15.
     Spent once, and only where KVM does not work."""
 
+    own_kernel: ClassVar[bool]
+    """Whether its kernel stands still with it, and may have frames in hand that leave it after the thaw."""
+
     storage_can_fail: ClassVar[bool] = True
     """Whether a datastore that is gone can come back without a boot."""
 

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from ftkvm.lab import names, netns
 
@@ -242,22 +242,89 @@ class Emission:
     last: float = 0.0
     kinds: dict[int, int] = field(default_factory=dict)
     """Frames by EtherType."""
-    recent: deque[tuple[float, bytes]] = field(default_factory=lambda: deque(maxlen=RECENT))
-    """The newest ones' times and first bytes, as far as TCP's sequence numbers."""
+    recent: deque["Frame"] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """The newest ones."""
+    last_news: float = 0.0
+    """When it last said what nobody had said before it, see :class:`Said`."""
 
     def since(self, moment: float) -> list[str]:
         """What the newest frames after a moment (monotonic clock) were: milliseconds after it, and a summary."""
-        return [f"{1000 * (at - moment):.1f} ms {summary(frame)}" for at, frame in list(self.recent) if at > moment]
+        return [
+            f"{1000 * (each.at - moment):.1f} ms {summary(each.head)}{' again' if each.again else ''}"
+            for each in list(self.recent)
+            if each.at > moment
+        ]
+
+
+class Frame(NamedTuple):
+    """A frame that was heard: when (monotonic clock), its first bytes as far as TCP's sequence numbers, and whether
+    all that it says had been said."""
+
+    at: float
+    head: bytes
+    again: bool
+
+
+class Segment(NamedTuple):
+    """What a frame says of a TCP stream over IPv4."""
+
+    peer_address: bytes
+    port: int
+    peer: int
+    sequence: int
+    acknowledged: int
+    length: int
+    flags: int
+
+
+_FIN, _SYN, _RST = 1, 2, 4
+
+
+def segment(frame: bytes) -> Segment | None:
+    """The TCP segment in a frame's first 54 bytes; None when it holds none (or one behind IP options)."""
+    if frame[12:14] != b"\x08\0" or len(frame) < 54 or frame[23] != 6 or frame[14] != 0x45:
+        return None
+    total, port, peer = (int.from_bytes(frame[at : at + 2]) for at in (16, 34, 36))
+    sequence, acknowledged = int.from_bytes(frame[38:42]), int.from_bytes(frame[42:46])
+    return Segment(frame[30:34], port, peer, sequence, acknowledged, total - 20 - 4 * (frame[46] >> 4), frame[47])
 
 
 def summary(frame: bytes) -> str:
     """A frame's protocol; of TCP over IPv4 also port, sequence numbers, length and flags."""
-    if frame[12:14] != b"\x08\0" or len(frame) < 54 or frame[23] != 6 or frame[14] != 0x45:
+    if (tcp := segment(frame)) is None:
         return f"0x{frame[12:14].hex()}"
-    total, port, peer = (int.from_bytes(frame[at : at + 2]) for at in (16, 34, 36))
-    sequence, acknowledged = int.from_bytes(frame[38:42]), int.from_bytes(frame[42:46])
-    length = total - 20 - 4 * (frame[46] >> 4)
-    return f"tcp {port}>{peer} seq {sequence} ack {acknowledged} len {length} flags 0x{frame[47]:02x}"
+    numbers = f"seq {tcp.sequence} ack {tcp.acknowledged} len {tcp.length} flags 0x{tcp.flags:02x}"
+    return f"tcp {tcp.port}>{tcp.peer} {numbers}"
+
+
+class Said:
+    """How far a guest's TCP streams have got on the wire, whichever host carried them.
+
+    A frame that a network held back says *again* what is known: the client has had it, or has it from the copy that
+    took over. A second copy that lives goes on from where the first one stopped, and says what nobody had said.
+    """
+
+    def __init__(self) -> None:
+        self._ends: dict[tuple[bytes, int, int], tuple[int, int]] = {}
+
+    def again(self, frame: bytes) -> bool:
+        """Whether it has nothing new; what it has is said from now on. What is not TCP is always new."""
+        if (tcp := segment(frame)) is None:
+            return False
+        stream = (tcp.peer_address, tcp.port, tcp.peer)
+        end = tcp.sequence + tcp.length + bool(tcp.flags & _SYN) + bool(tcp.flags & _FIN)
+        known = None if tcp.flags & _SYN else self._ends.get(stream)
+        if known is None:
+            self._ends[stream] = end, tcp.acknowledged
+            return False
+        further = [max(0, _ahead(now, was)) for now, was in zip((end, tcp.acknowledged), known, strict=True)]
+        self._ends[stream] = known[0] + further[0], known[1] + further[1]
+        return not any(further) and not tcp.flags & _RST
+
+
+def _ahead(one: int, other: int) -> int:
+    """How far one sequence number is ahead of another; they begin again after 2**32 (RFC 9293)."""
+    return (one - other + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def listen(port: str) -> socket.socket:
@@ -280,6 +347,7 @@ class Capture:
 
     def __init__(self, hosts: list[str]) -> None:
         self._frames: dict[str, dict[str, Emission]] = {}
+        self._said: dict[str, Said] = {}
         self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()
         self._hosts = hosts
@@ -347,7 +415,9 @@ class Capture:
             emission.frames += 1
             emission.last = now
             emission.kinds[kind] = emission.kinds.get(kind, 0) + 1
-            emission.recent.append((now, frame[:54]))
+            again = self._said.setdefault(mac, Said()).again(frame)
+            emission.recent.append(Frame(now, frame[:54], again))
+            emission.last_news = emission.last_news if again else now
             emission.arp_replies += kind == 0x0806 and frame[20:22] == b"\0\2"
 
     def emitters(self, mac: str) -> dict[str, Emission]:
@@ -356,6 +426,6 @@ class Capture:
             return dict(self._frames.get(mac, {}))
 
     def mark(self) -> None:
-        """Forgets what was seen so far."""
+        """Forgets who has spoken; how far the streams have got is known on."""
         with self._lock:
             self._frames.clear()

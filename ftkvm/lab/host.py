@@ -19,6 +19,7 @@ class Host(LabHost):
 
     boot_timeout_s = 60
     kvm_probe_s = 20
+    own_kernel = False
 
     def init_pid(self) -> int | None:
         """The container's process 1 as this machine numbers it."""

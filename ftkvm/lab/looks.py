@@ -12,18 +12,31 @@ from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.stage import Stage
 
 
-def overlaps(emitters: dict[str, Emission]) -> list[str]:
-    """Hosts whose frames of one guest are mixed in time: two copies that answer."""
+def overlaps(emitters: dict[str, Emission], stood_still: str | None = None) -> list[str]:
+    """Hosts whose frames of one guest are mixed in time: two copies that answer.
+
+    :param stood_still: a host whose kernel was stopped and let go again. What that had in hand leaves it then, past its
+        gates and whatever its agent does. Safety: a pair lets nothing out that its other copy would not say as well
+        (colo-compare), so the one that took over has said it or says it, and a client takes it for a duplicate (RFC
+        9293, 3.10.7.4). A copy that lived would say what nobody has said; of this host only that counts.
+    """
     by_time = sorted(emitters.items(), key=lambda item: item[1].first)
     wrong = []
     for (early, before), (late, after) in itertools.pairwise(by_time):
-        if before.last > after.first:
+        last = before.last_news if early == stood_still else before.last
+        if last > after.first:
             theirs = "; ".join(before.since(after.first))
             wrong.append(
-                f"{early} still spoke {1000 * (before.last - after.first):.0f} ms after {late} began "
+                f"{early} still spoke {1000 * (last - after.first):.0f} ms after {late} began "
                 f"(kinds {sorted(map(hex, before.kinds))}): {theirs}"
             )
     return wrong
+
+
+def late_frames(emitters: dict[str, Emission]) -> list[str]:
+    """What hosts still said after the next one had begun, as far back as a capture keeps frames."""
+    by_time = sorted(emitters.values(), key=lambda each: each.first)
+    return [text for before, after in itertools.pairwise(by_time) for text in before.since(after.first)]
 
 
 def runs_for_itself(host: LabHost, vm: str) -> bool:

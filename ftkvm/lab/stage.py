@@ -108,8 +108,12 @@ class Stage:
             time.sleep(0.2)
 
     def host_trouble(self, host: str) -> str:
-        """Why a host is not usable, as ``ftkvm host list`` says; empty when it is."""
-        for row in json.loads(self.ftkvm("host", "list", "--output", "json")):
+        """Why a host is not usable, as ``ftkvm host list`` says, or why nobody can say; empty when it is."""
+        try:
+            rows = json.loads(self.ftkvm("host", "list", "--output", "json"))
+        except FtkvmError as error:
+            return str(error)
+        for row in rows:
             if row["name"] == host:
                 return str(row) if host_trouble(row) else ""
         return "not in the list"

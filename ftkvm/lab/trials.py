@@ -74,6 +74,8 @@ class Outcome:
     protected_after_s: float = 0.0
     round_trip_ms: float = 0.0
     depth: int = 0
+    late_frames: list[str] = field(default_factory=list)
+    """What the host that lost still said after the other had begun: frames that its stopped kernel had in hand."""
     wrong: list[str] = field(default_factory=list)
 
 
@@ -195,7 +197,8 @@ class Round:
         outcome.protect_s = (after.get("protect") or {}).get("protect_s")
 
     def _tell(self, outcome: Outcome) -> None:
-        wrong = f"  WRONG: {'; '.join(outcome.wrong)}" if outcome.wrong else ""
+        wrong = f"  late: {'; '.join(outcome.late_frames)}" if outcome.late_frames else ""
+        wrong += f"  WRONG: {'; '.join(outcome.wrong)}" if outcome.wrong else ""
         self.say(
             f"  gap {outcome.gap_ms} ms, longest {outcome.longest_ms} ms, promote {outcome.promote_ms} ms "
             f"({outcome.cause}), protected again after {outcome.protected_after_s} s{wrong}"
@@ -260,7 +263,10 @@ class Round:
             wrong.append(f"{self.clients.counter.gaps} gaps in the counter")
         if self.clients.probe.wrong or self.clients.records.refused:
             wrong.append(f"{self.clients.probe.wrong} wrong echoes, refused: {self.clients.records.refused[:3]}")
-        wrong += looks.overlaps(self.clients.capture.emitters(self.guest.mac))
+        emitters = self.clients.capture.emitters(self.guest.mac)
+        outcome.late_frames = looks.late_frames(emitters)
+        stood_still = outcome.fault in strikes.FREEZES and self.stage.host(outcome.primary).own_kernel
+        wrong += looks.overlaps(emitters, outcome.primary if stood_still else None)
         wrong += self._only_speaker(str(pair["host"]))
         wrong += self._only_runner(str(pair["host"]))
         outcome.round_trip_ms = self._round_trip()

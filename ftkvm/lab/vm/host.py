@@ -38,6 +38,7 @@ class VmHost(LabHost):
 
     boot_timeout_s = 420
     kvm_probe_s = 120
+    own_kernel = True
     storage_can_fail = False  # its virtiofs device comes back only with a boot
     virtiofs = True
     up_when = f"test -S /run/libvirt/libvirt-sock && mountpoint -q {names.DATASTORE_MOUNT}"
