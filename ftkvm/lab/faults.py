@@ -1,5 +1,6 @@
 """The ways to break the lab. Each checks that the fault makes sense first, and returns once it has taken hold."""
 
+import time
 from collections.abc import Mapping
 
 from ftkvm.catalogue import FtkvmError
@@ -10,9 +11,15 @@ from ftkvm.lab.system import exclusive, wait_for
 from ftkvm.lab.vm import hardware
 from ftkvm.lab.vm.host import VmHost
 
+ASK_AGAIN_S = 5.0
+"""A host that is busy may not answer at once, and looks as one that boots. In the hosts' time."""
+
 
 def _require(host: LabHost, *states: str) -> None:
-    state = host.state
+    state, until = host.state, time.monotonic() + ASK_AGAIN_S * lab.record().time_dilation
+    while state == "booting" and state not in states and time.monotonic() < until:
+        time.sleep(0.2)
+        state = host.state
     if state not in states:
         raise FtkvmError("FTKVM-721", host=host.name, state=state, wanted=" or ".join(states))
 

@@ -150,7 +150,7 @@ def _nfs_gone(this: Round, other: Guest, say: Say) -> Trial:
         made.wrong += looks.only_one_winner(stage, this.guest, number)
     made.wrong += _twice(stage, [this.guest, other], this.clients.capture)
     made.wrong += this.clients.broken()
-    made.wrong += _ledger(this, str(pair["host"]))
+    made.wrong += this.read_ledger(str(pair["host"]))[1]
     return made
 
 
@@ -227,10 +227,3 @@ def _twice(stage: Stage, guests: list[Guest], capture: Capture) -> list[str]:
         if len(running) != 1:
             found.append(f"{guest.name} runs for itself on {running}")
     return found
-
-
-def _ledger(this: Round, host: str) -> list[str]:
-    verdict = ledger.verify(
-        this.stage.host(host), this.stage.disk_of(this.vm, host), list(this.clients.records.acknowledged)
-    )
-    return [] if verdict.good else [f"ledger: lost {verdict.lost[:5]}, doubled {verdict.doubled[:5]}"]

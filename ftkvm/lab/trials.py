@@ -289,7 +289,15 @@ class Round:
         return self.hosts_s(taken[len(taken) // 2]) if taken else -1.0
 
     def _ledger(self, outcome: Outcome, host: str) -> None:
-        """The records acknowledged so far, read from the images below the running VM."""
+        disk, wrong = self.read_ledger(host)
+        outcome.wrong += wrong
+        outcome.depth = len(looks.chain(self.stage.host(host), disk))
+        if outcome.depth > MAX_DEPTH:
+            outcome.wrong.append(f"chain of {outcome.depth} images")
+
+    def read_ledger(self, host: str) -> tuple[str, list[str]]:
+        """The records acknowledged so far, read from the images below the VM that runs on ``host``: the topmost image,
+        and what is wrong."""
         acknowledged = list(self.clients.records.acknowledged)
         for _ in range(2):  # the VM writes while its images are read: a table half read shows a loss that is none
             disk = self.stage.disk_of(self.vm, host)
@@ -297,12 +305,8 @@ class Round:
             if verdict.good:
                 break
             time.sleep(1.0)
-        outcome.depth = len(looks.chain(self.stage.host(host), disk))
-        if not verdict.good:
-            bad = {"lost": verdict.lost[:5], "doubled": verdict.doubled[:5], "wrong": verdict.wrong[:5]}
-            outcome.wrong.append(f"ledger of {verdict.acknowledged}: {bad}")
-        if outcome.depth > MAX_DEPTH:
-            outcome.wrong.append(f"chain of {outcome.depth} images")
+        bad = {"lost": verdict.lost[:5], "doubled": verdict.doubled[:5], "wrong": verdict.wrong[:5]}
+        return disk, [] if verdict.good else [f"ledger of {verdict.acknowledged}: {bad}"]
 
 
 # --------------------------------------------------------------------------------------------- both sides alive
