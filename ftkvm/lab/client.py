@@ -417,7 +417,8 @@ class Capture:
             emission.kinds[kind] = emission.kinds.get(kind, 0) + 1
             again = self._said.setdefault(mac, Said()).again(frame)
             emission.recent.append(Frame(now, frame[:54], again))
-            emission.last_news = emission.last_news if again else now
+            if not again:
+                emission.last_news = now
             emission.arp_replies += kind == 0x0806 and frame[20:22] == b"\0\2"
 
     def emitters(self, mac: str) -> dict[str, Emission]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from ftkvm.catalogue import FtkvmError
@@ -20,9 +21,8 @@ def overlaps(emitters: dict[str, Emission], stood_still: str | None = None) -> l
         (colo-compare), so the one that took over has said it or says it, and a client takes it for a duplicate (RFC
         9293, 3.10.7.4). A copy that lived would say what nobody has said; of this host only that counts.
     """
-    by_time = sorted(emitters.items(), key=lambda item: item[1].first)
     wrong = []
-    for (early, before), (late, after) in itertools.pairwise(by_time):
+    for (early, before), (late, after) in _successions(emitters):
         last = before.last_news if early == stood_still else before.last
         if last > after.first:
             theirs = "; ".join(before.since(after.first))
@@ -35,8 +35,12 @@ def overlaps(emitters: dict[str, Emission], stood_still: str | None = None) -> l
 
 def late_frames(emitters: dict[str, Emission]) -> list[str]:
     """What hosts still said after the next one had begun, as far back as a capture keeps frames."""
-    by_time = sorted(emitters.values(), key=lambda each: each.first)
-    return [text for before, after in itertools.pairwise(by_time) for text in before.since(after.first)]
+    return [text for (_, before), (_, after) in _successions(emitters) for text in before.since(after.first)]
+
+
+def _successions(emitters: dict[str, Emission]) -> Iterable[tuple[tuple[str, Emission], tuple[str, Emission]]]:
+    """Each host that spoke, with the one that began next."""
+    return itertools.pairwise(sorted(emitters.items(), key=lambda item: item[1].first))
 
 
 def runs_for_itself(host: LabHost, vm: str) -> bool:

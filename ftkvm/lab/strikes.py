@@ -225,8 +225,6 @@ FAULTS: dict[str, Strike] = {
     )
 }
 
-FREEZES = frozenset({"freeze-primary", "freeze-secondary"})
-
 NEEDS_MENDING = frozenset({"cut-ft", "cut-ft-and-management", "cut-ft-secondary-wins", "libvirtd-hung-then-kill"})
 """Mended before the VM is waited for: with the winner itself cut off there is nobody to be its secondary."""
 

@@ -265,7 +265,7 @@ class Round:
             wrong.append(f"{self.clients.probe.wrong} wrong echoes, refused: {self.clients.records.refused[:3]}")
         emitters = self.clients.capture.emitters(self.guest.mac)
         outcome.late_frames = looks.late_frames(emitters)
-        stood_still = outcome.fault in strikes.FREEZES and self.stage.host(outcome.primary).own_kernel
+        stood_still = outcome.fault == "freeze-primary" and self.stage.host(outcome.primary).own_kernel
         wrong += looks.overlaps(emitters, outcome.primary if stood_still else None)
         wrong += self._only_speaker(str(pair["host"]))
         wrong += self._only_runner(str(pair["host"]))
