@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ftkvm.catalogue import FtkvmError
-from ftkvm.lab import demo, faults, kvm_trials, lab, names, real_hosts, soak, trials
-from ftkvm.lab.client import CONNECT_S, CONTROL, CounterClient, ask, wait_for_guest
+from ftkvm.lab import demo, faults, kvm_trials, lab, looks, names, real_hosts, soak, trials
+from ftkvm.lab.client import CounterClient, wait_for_guest
 from ftkvm.lab.demo import Story
 from ftkvm.lab.guest import domain
 from ftkvm.lab.guest.domain import Guest
@@ -143,12 +143,12 @@ def reboot_protected(stage: Stage, story: Story, guest: Guest, count: int) -> No
     """A guest that reboots stays protected (FT-19), and the copy that has followed it through all of that is sound."""
     story.chapter(f"The guest reboots {count} times while it is protected")
     seen: dict[str, Any] = {"count": count, "epoch": int(stage.wait_protected(guest.name, 90)["epoch"])}
-    before = soundness(guest)
+    before = looks.soundness(guest)
     for number in range(1, count + 1):
         trials.reboot(guest, stage.patience)
-        story.say(f"reboot {number}: it answers, up for {soundness(guest)['uptime']} s")
+        story.say(f"reboot {number}: it answers, up for {looks.soundness(guest)['uptime']} s")
     pair = stage.wait_protected(guest.name, 90)
-    seen |= {"epochs_ended": int(pair["epoch"]) - seen["epoch"], "before": before, "after": soundness(guest)}
+    seen |= {"epochs_ended": int(pair["epoch"]) - seen["epoch"], "before": before, "after": looks.soundness(guest)}
     with CounterClient(guest.address) as counter:
         time.sleep(SOUND_AFTER_S * stage.time_dilation)
         faults.kill(str(pair["host"]), f"qemu:{guest.name}")
@@ -158,17 +158,11 @@ def reboot_protected(stage: Stage, story: Story, guest: Guest, count: int) -> No
         seen |= {
             "counted_on": counter.last > last and not counter.gaps and not counter.broken,
             "promoted_on": after["host"],
-            "promoted": soundness(guest),
+            "promoted": looks.soundness(guest),
         }
     story.note(reboots=seen)
     story.say(f"the copy that took over on {after['host']}: {seen['promoted']}; the connection counts on: "
               f"{seen['counted_on']}")  # fmt: skip
-
-
-def soundness(guest: Guest) -> dict[str, int]:
-    """What the guest's own kernel says: ``tainted`` is not 0 once it has had an oops; ``uptime`` in its seconds."""
-    words = ask(guest.address, CONTROL, "sound", CONNECT_S).split()
-    return {name: int(value) for name, value in zip(words[1::2], words[2::2], strict=True)}
 
 
 def judge(figures: dict[str, Any]) -> list[str]:

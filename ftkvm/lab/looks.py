@@ -8,7 +8,7 @@ from typing import Any
 from ftkvm.catalogue import FtkvmError
 from ftkvm.lab import datastore, names
 from ftkvm.lab.base import LabHost
-from ftkvm.lab.client import Emission
+from ftkvm.lab.client import CONNECT_S, CONTROL, Emission, ask
 from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.stage import Stage
 
@@ -74,3 +74,47 @@ def only_one_winner(stage: Stage, guest: Guest, epoch: int) -> list[str]:
     if len(won) != 1:
         return [f"{len(won)} winner files of epoch {epoch}"]
     return []
+
+
+def soundness(guest: Guest, timeout_s: float = CONNECT_S) -> dict[str, int]:
+    """What the guest's own kernel says: ``tainted`` is not 0 once it has had an oops; ``uptime`` in its seconds.
+
+    :raises OSError: it does not answer
+    """
+    words = ask(guest.address, CONTROL, "sound", timeout_s).split()
+    return {name: int(value) for name, value in zip(words[1::2], words[2::2], strict=True)}
+
+
+SCREEN = 0xB8000, 25, 80
+"""VGA's text memory (address, lines, columns): two bytes a character, the second its colour."""
+
+
+def inside(host: LabHost, guest: Guest) -> str:
+    """What a guest that seems to hang shows: its kernel's word, its processors' registers, what is on its screen.
+
+    Emulated guests die of QEMU's stale translations now and then (docs/engine-notes.md); a fault of ours looks the
+    same to a client. An oops on the screen tells one from the other.
+    """
+    try:
+        told = [str(soundness(guest, 5))]
+    except OSError as error:
+        told = [f"no answer: {error}"]
+    address, lines, columns = SCREEN
+    for words in ("info status", "info registers", "info block", f"xp /{2 * lines * columns}xb {address:#x}"):
+        try:
+            told.append(host.run(["virsh", "qemu-monitor-command", guest.name, "--hmp", words], timeout_s=20))
+        except FtkvmError as error:
+            told.append(error.text)
+    told[-1] = screen_of(told[-1], columns)
+    return "\n".join(told)
+
+
+def screen_of(dump: str, columns: int) -> str:
+    """The text in a dump of VGA's text memory by HMP's ``xp``; a dump that is none comes back as it is."""
+    cells = [byte for line in dump.splitlines() for byte in line.partition(":")[2].split()]
+    try:
+        text = "".join(chr(int(cell, 16)) for cell in cells[::2])
+    except ValueError:
+        return dump
+    rows = (text[at : at + columns].replace("\0", " ").rstrip() for at in range(0, len(text), columns))
+    return "\n".join(row for row in rows if row) or dump
