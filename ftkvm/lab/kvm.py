@@ -150,11 +150,11 @@ def reboot_protected(stage: Stage, story: Story, guest: Guest, count: int) -> No
     pair = stage.wait_protected(guest.name, 90)
     seen |= {"epochs_ended": int(pair["epoch"]) - seen["epoch"], "before": before, "after": looks.soundness(guest)}
     with CounterClient(guest.address) as counter:
-        time.sleep(SOUND_AFTER_S * stage.time_dilation)
+        stage.sleep(SOUND_AFTER_S)
         faults.kill(str(pair["host"]), f"qemu:{guest.name}")
         after = stage.wait_protected(guest.name, 90, after_epoch=int(pair["epoch"]))
         last = counter.last
-        time.sleep(SOUND_AFTER_S * stage.time_dilation)
+        stage.sleep(SOUND_AFTER_S)
         seen |= {
             "counted_on": counter.last > last and not counter.gaps and not counter.broken,
             "promoted_on": after["host"],

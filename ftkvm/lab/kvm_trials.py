@@ -53,10 +53,10 @@ class Since:
     at: float = field(default_factory=time.monotonic)
 
     def s(self) -> float:
-        return round((time.monotonic() - self.at) / self.stage.time_dilation, 2)
+        return self.stage.hosts_s(time.monotonic() - self.at)
 
     def wait_until(self, seconds: float) -> None:
-        time.sleep(max(0.0, self.at + seconds * self.stage.time_dilation - time.monotonic()))
+        self.stage.sleep(seconds, self.at)
 
 
 def tried(name: str, trial: Callable[[], Trial], say: Say) -> Trial:
@@ -94,7 +94,7 @@ def host_frozen(stage: Stage, guest: Guest, say: Say) -> Trial:
     say(f"{host}, which runs {guest.name}, stands still for {FREEZE_S:.0f} s")
     records = Records(guest.address, ledger.next_free(guest.address))
     records.begin()
-    time.sleep(BEFORE_S * stage.time_dilation)
+    stage.sleep(BEFORE_S)
     with Capture(list(stage.hosts)) as capture:
         faults.freeze(host)
         since = Since(stage)
@@ -162,7 +162,7 @@ def nfs_gone_for_too_long(stage: Stage, guests: list[Guest], say: Say) -> Trial:
     records = [Records(guest.address, ledger.next_free(guest.address)) for guest in guests]
     for each in records:
         each.begin()
-    time.sleep(BEFORE_S * stage.time_dilation)
+    stage.sleep(BEFORE_S)
     say(f"the NFS server is stopped for {GONE_S:.0f} s, longer than hosts wait by default")
     with Capture(list(stage.hosts)) as capture:
         since = Since(stage)
@@ -203,7 +203,7 @@ def _reconsider(stage: Stage, settings: Mapping[str, int | None]) -> None:
     stage.ftkvm("cluster", "set", "ha.enabled=off")
     stage.ftkvm("cluster", "set", *(f"{name}={'' if value is None else value}" for name, value in settings.items()))
     stage.ftkvm("cluster", "set", "ha.enabled=on")
-    time.sleep(READ_S * stage.time_dilation)
+    stage.sleep(READ_S)
 
 
 def _tell(made: Trial, say: Say) -> None:

@@ -31,6 +31,15 @@ class Stage:
         """What every time limit is multiplied by: what slow hosts compute takes longer than their clocks make it."""
         return self.time_dilation * 1.5 if self.time_dilation > 1 else 1.0
 
+    def hosts_s(self, seconds: float) -> float:
+        """Seconds of this machine in the hosts' time."""
+        return round(seconds / self.time_dilation, 2)
+
+    def sleep(self, seconds: float, since: float | None = None) -> None:
+        """Until so many seconds of the hosts' time are over, from ``since`` (monotonic clock) or from now."""
+        until = (time.monotonic() if since is None else since) + seconds * self.time_dilation
+        time.sleep(max(0.0, until - time.monotonic()))
+
     def host(self, name: str) -> LabHost:
         """One of the lab's, of whichever kind; or one that a test has made beside them."""
         return lab.host(name)

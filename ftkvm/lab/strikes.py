@@ -80,7 +80,7 @@ def _freeze(this: "Round", name: str) -> Mend:
     began = time.monotonic()
 
     def thaw() -> None:
-        this.sleep(FREEZE_S, began)
+        this.stage.sleep(FREEZE_S, began)
         faults.thaw(name)
 
     return thaw
@@ -138,7 +138,7 @@ def _cut(this: "Round", name: str, networks: tuple[str, ...]) -> Mend:
     began = time.monotonic()
 
     def heal() -> None:
-        this.sleep(CUT_S, began)
+        this.stage.sleep(CUT_S, began)
         for network in networks:
             faults.heal(name, network)
 
@@ -150,7 +150,7 @@ def _storage(this: "Round", name: str, how: str) -> Mend:
     began = time.monotonic()
 
     def mend() -> None:
-        this.sleep(HANG_S, began)
+        this.stage.sleep(HANG_S, began)
         if lab.storage_state(this.stage.host(name)) != "ok":
             faults.storage(name, "ok")
 

@@ -129,15 +129,6 @@ class Round:
     def vm(self) -> str:
         return self.guest.name
 
-    def sleep(self, seconds: float, since: float | None = None) -> None:
-        """Until so many seconds of the hosts' time are over, from ``since`` (monotonic clock) or from now."""
-        until = (time.monotonic() if since is None else since) + seconds * self.stage.time_dilation
-        time.sleep(max(0.0, until - time.monotonic()))
-
-    def hosts_s(self, seconds: float) -> float:
-        """Seconds of this machine in the hosts' time."""
-        return round(seconds / self.stage.time_dilation, 2)
-
     def _worst_ms(self, since: float, until: float) -> float:
         return round(self._probe().worst_ms(since, until) / self.stage.time_dilation, 1)
 
@@ -156,7 +147,7 @@ class Round:
             if fault in strikes.NEEDS_MENDING:
                 mending.now()
             after = self.wait_protected(outcome.epoch)
-            outcome.protected_after_s = self.hosts_s(time.monotonic() - at)
+            outcome.protected_after_s = self.stage.hosts_s(time.monotonic() - at)
         outcome.gap_ms = self._worst_ms(at, max(served, at + 0.3 * self.stage.time_dilation))
         outcome.longest_ms = self._worst_ms(at, time.monotonic())
         self._figures(outcome, after)
@@ -274,7 +265,7 @@ class Round:
 
     def _only_speaker(self, host: str) -> list[str]:
         self.clients.capture.mark()
-        self.sleep(QUIET_S)
+        self.stage.sleep(QUIET_S)
         speaking = set(self.clients.capture.emitters(self.guest.mac))
         return [] if speaking == {host} else [f"frames come from {sorted(speaking)}, the VM runs on {host}"]
 
@@ -284,9 +275,9 @@ class Round:
 
     def _round_trip(self) -> float:
         self.clients.probe.round_trip_ms.clear()
-        self.sleep(QUIET_S)
+        self.stage.sleep(QUIET_S)
         taken = sorted(self.clients.probe.round_trip_ms)
-        return self.hosts_s(taken[len(taken) // 2]) if taken else -1.0
+        return self.stage.hosts_s(taken[len(taken) // 2]) if taken else -1.0
 
     def _ledger(self, outcome: Outcome, host: str) -> None:
         disk, wrong = self.read_ledger(host)
@@ -325,7 +316,7 @@ def hung_on_both(this: Round) -> Outcome:
         faults.storage(name, "hang")
     faults.cut(first, "ft")
     try:
-        this.sleep(strikes.HANG_S)
+        this.stage.sleep(strikes.HANG_S)
         outcome.wrong += _nobody_live(this, outcome)
     finally:
         for name in (first, second):
@@ -333,7 +324,7 @@ def hung_on_both(this: Round) -> Outcome:
         faults.heal(first, "ft")
     this.wait_served()
     after = this.wait_protected(outcome.epoch)
-    outcome.protected_after_s = this.hosts_s(time.monotonic() - at)
+    outcome.protected_after_s = this.stage.hosts_s(time.monotonic() - at)
     outcome.gap_ms = outcome.longest_ms = this._worst_ms(at, time.monotonic())
     this._figures(outcome, after)
     this._wait_hosts()
@@ -350,7 +341,7 @@ def _nobody_live(this: Round, outcome: Outcome) -> list[str]:
         f"a winner with the datastore hung: {winner}" for winner in looks.winners(this.stage, this.guest, outcome.epoch)
     ]
     this.clients.capture.mark()
-    this.sleep(QUIET_S)
+    this.stage.sleep(QUIET_S)
     speaking = set(this.clients.capture.emitters(this.guest.mac))
     if outcome.secondary in speaking:
         wrong.append(f"{outcome.secondary} speaks without having won")

@@ -10,6 +10,8 @@ from ftkvm.lab import preflight, soak, trials
 from ftkvm.lab.stage import Stage
 
 SEED = int(os.environ.get("FTKVM_SEED", "1"))
+FULL = bool(os.environ.get("FTKVM_FULL"))
+"""Every case, where otherwise a sample is taken (`make long`)."""
 
 
 @pytest.fixture(scope="session")

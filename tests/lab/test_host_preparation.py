@@ -13,11 +13,11 @@ import pytest
 from ftkvm.lab import names, network
 from ftkvm.lab.host import Host
 
+from .conftest import FULL
 from .seat import FTKVM, Seat, seated
 
 pytestmark = pytest.mark.lab
 
-FULL = os.environ.get("FTKVM_FULL")
 TREE = Path(__file__).parents[2]
 PLACES = "/etc /opt /usr/local /var/lib/ftkvm /root"
 

@@ -7,7 +7,6 @@ CI takes the first, the last and a step between of each plan; ``FTKVM_FULL=1`` (
 """
 
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ import pytest
 from ftkvm.agent import steps
 from ftkvm.lab.host import Host
 
-from .conftest import SEED
+from .conftest import FULL, SEED
 from .seat import Seat, seated
 
 pytestmark = pytest.mark.lab
@@ -29,7 +28,7 @@ FAULT_POINT = "/run/ftkvm/stop-after-step"
 
 def _sample(plan: Sequence[str]) -> Sequence[str]:
     """What a plan begins and ends with, and a step between."""
-    if os.environ.get("FTKVM_FULL"):
+    if FULL:
         return plan
     return [plan[0], random.Random(SEED).choice(plan[1:-1]), plan[-1]]
 

@@ -20,7 +20,7 @@ import pytest
 from ftkvm.agent import steps
 from ftkvm.lab.host import Host
 
-from .conftest import SEED
+from .conftest import FULL, SEED
 from .disk import Disk, images, qmp
 from .seat import Seat, seated
 
@@ -54,7 +54,7 @@ ALL = [(plan, step, damage) for plan, names in PLANS.items() for step in names f
 
 def _sample() -> list[tuple[str, str, str]]:
     """One case for each damage."""
-    if os.environ.get("FTKVM_FULL"):
+    if FULL:
         return ALL
     draw = random.Random(SEED)
     return [draw.choice([case for case in ALL if case[2] == damage]) for damage in DAMAGES]

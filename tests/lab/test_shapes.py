@@ -4,7 +4,6 @@ CI takes the shape that has most at once, and a refusal; ``FTKVM_FULL=1`` (`make
 in docs/engine-notes.md.
 """
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from ftkvm.lab.client import CounterClient, wait_for_guest
 from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.host import Host
 
+from .conftest import FULL
 from .disk import hmp, image_of
 from .seat import Seat, seated
 
@@ -111,7 +111,7 @@ def check(seat: Seat, host: Host, guest: Guest, shape: Shape) -> None:
         assert "read 65536/65536" in said and "ailed" not in said, (target, said)
 
 
-@pytest.mark.parametrize("name", list(SHAPES) if os.environ.get("FTKVM_FULL") else CI)
+@pytest.mark.parametrize("name", list(SHAPES) if FULL else CI)
 def test_shape(seat: Seat, name: str) -> None:
     shape = SHAPES[name]
     guest = seat.guest(f"s{len(seat.guests)}", extended(seat, f"s{len(seat.guests)}", shape), shape.memory_mb)

@@ -5,7 +5,6 @@ lab of VMs that is up under this name is used and left; its hosts must be in no 
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -20,10 +19,12 @@ from ftkvm.lab.guest import domain
 from ftkvm.lab.stage import Stage
 from ftkvm.lab.system import run, wait_for
 
+from .conftest import FULL
+
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.long,
-    pytest.mark.skipif(not os.environ.get("FTKVM_FULL"), reason="takes a quarter of an hour: FTKVM_FULL=1"),
+    pytest.mark.skipif(not FULL, reason="takes a quarter of an hour: FTKVM_FULL=1"),
     pytest.mark.skipif(not names.NAME, reason="wants a lab of its own: FTKVM_LAB=NAME"),
 ]
 

@@ -24,11 +24,9 @@ from ftkvm.engine.writeback import WriteBack, WriteBackFailed
 from ftkvm.lab import lab as labs
 from ftkvm.lab import names
 
-from .conftest import SEED
+from .conftest import FULL, SEED
 
 pytestmark = pytest.mark.lab
-
-FULL = bool(os.environ.get("FTKVM_FULL"))
 
 S = "/mnt/small/vm.ft-1-s.qcow2"
 SCRIPT = """set -e
