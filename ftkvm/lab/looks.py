@@ -90,23 +90,29 @@ SCREEN = 0xB8000, 25, 80
 
 
 def inside(host: LabHost, guest: Guest) -> str:
-    """What a guest that seems to hang shows: its kernel's word, its processors' registers, what is on its screen.
+    """What a guest that seems to hang shows: its kernel's word, registers, virtio queues, screen.
 
     Emulated guests die of QEMU's stale translations now and then (docs/engine-notes.md); a fault of ours looks the
-    same to a client. An oops on the screen tells one from the other.
+    same to a client. An oops on the screen, or a processor that waits (HLT=1) beside a queue whose entries nobody
+    takes, tells one from the other.
     """
+
+    def ask_monitor(line: str) -> str:
+        try:
+            return host.run(["virsh", "qemu-monitor-command", guest.name, "--hmp", line], timeout_s=20)
+        except FtkvmError as error:
+            return error.text
+
     try:
         told = [str(soundness(guest, 5))]
     except OSError as error:
         told = [f"no answer: {error}"]
+    told += map(ask_monitor, ("info status", "info registers", "info network"))
+    for device in ask_monitor("info virtio").split():
+        if device.startswith("/machine/"):
+            told += (ask_monitor(f"info virtio-queue-status {device} {queue}") for queue in (0, 1))
     address, lines, columns = SCREEN
-    for words in ("info status", "info registers", "info block", f"xp /{2 * lines * columns}xb {address:#x}"):
-        try:
-            told.append(host.run(["virsh", "qemu-monitor-command", guest.name, "--hmp", words], timeout_s=20))
-        except FtkvmError as error:
-            told.append(error.text)
-    told[-1] = screen_of(told[-1], columns)
-    return "\n".join(told)
+    return "\n".join([*told, screen_of(ask_monitor(f"xp /{2 * lines * columns}xb {address:#x}"), columns)])
 
 
 def screen_of(dump: str, columns: int) -> str:
