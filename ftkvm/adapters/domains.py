@@ -9,6 +9,7 @@ from xml.sax.saxutils import quoteattr
 import libvirt
 
 from ..catalogue import FtkvmError
+from . import apparmor
 from .libvirt import Libvirt
 
 COMMIT_TIMEOUT_S = 600.0
@@ -87,6 +88,7 @@ class Domains:
         flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
         deadline = time.monotonic() + timeout_s
         if self._job(uuid, target) is None:
+            apparmor.let_write(uuid, base)
             self._libvirt.call(
                 "block commit", lambda c: c.lookupByUUIDString(uuid).blockCommit(target, base, None, 0, flags), 20.0
             )
