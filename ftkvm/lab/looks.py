@@ -85,6 +85,11 @@ def soundness(guest: Guest, timeout_s: float = CONNECT_S) -> dict[str, int]:
     return {name: int(value) for name, value in zip(words[1::2], words[2::2], strict=True)}
 
 
+def hmp(host: LabHost, vm: str, line: str, timeout_s: float = 90) -> str:
+    """One line of QEMU's human monitor; FTKVM-709 when it does not answer."""
+    return host.run(["virsh", "qemu-monitor-command", "--hmp", vm, line], timeout_s=timeout_s)
+
+
 SCREEN = 0xB8000, 25, 80
 """VGA's text memory (address, lines, columns): two bytes a character, the second its colour."""
 
@@ -99,7 +104,7 @@ def inside(host: LabHost, guest: Guest) -> str:
 
     def ask_monitor(line: str) -> str:
         try:
-            return host.run(["virsh", "qemu-monitor-command", guest.name, "--hmp", line], timeout_s=20)
+            return hmp(host, guest.name, line, 20)
         except FtkvmError as error:
             return error.text
 

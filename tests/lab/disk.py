@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkvm.lab.host import Host
+from ftkvm.lab.looks import hmp
 
 from .seat import Seat
 
@@ -33,11 +34,6 @@ class Disk:
         said = host.run(["qemu-io", "-U", "-r", *commands, image], timeout_s=60)
         assert "ailed" not in said, said
         assert said.count("read 65536/65536") == self._written
-
-
-def hmp(host: Host, vm: str, line: str) -> str:
-    """One line of QEMU's human monitor."""
-    return host.run(["virsh", "qemu-monitor-command", "--hmp", vm, line], timeout_s=90)
 
 
 def qmp(host: Host, vm: str, command: str, **arguments: Any) -> Any:

@@ -18,8 +18,9 @@ import pytest
 from ftkvm.lab import faults
 from ftkvm.lab.client import CONTROL, ask, wait_for_guest
 from ftkvm.lab.host import Host
+from ftkvm.lab.looks import hmp
 
-from .disk import DEVICE, Disk, hmp, image_of, qmp
+from .disk import DEVICE, Disk, image_of, qmp
 from .seat import Seat, seated
 
 pytestmark = pytest.mark.lab

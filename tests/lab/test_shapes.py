@@ -15,9 +15,10 @@ from ftkvm.lab import faults
 from ftkvm.lab.client import CounterClient, wait_for_guest
 from ftkvm.lab.guest.domain import Guest
 from ftkvm.lab.host import Host
+from ftkvm.lab.looks import hmp
 
 from .conftest import FULL
-from .disk import hmp, image_of
+from .disk import image_of
 from .seat import Seat, seated
 
 pytestmark = pytest.mark.lab
