@@ -1,7 +1,9 @@
 """The operator's directory ($FTKVM_HOME): the cluster's authority, the operator's certificate, the hosts' addresses.
 
 Nothing else has the authority's key. So every file is on the disk before it counts, and one that is damaged is an error
-with its name: an empty revocation list taken for none would have the next one forget who was revoked before.
+with its name: an empty revocation list taken for none would have the next one forget who was revoked before. For the
+same reason commands that run side by side (several ``host add``, a script's) change a file one after the other, each
+from what the one before has left.
 """
 
 import fcntl
@@ -73,7 +75,8 @@ class BeatsDue:
 class Home:
     """Files: ca.crt, ca.key, client.crt, client.key, beat.key, cluster.json, certificates.json, crl.pem, beats.json.
 
-    All 0600.
+    All 0600. Locks: the directory (:meth:`held`), then .entering (:meth:`entering`), then .changing; in that order, so
+    nobody waits for somebody who waits for them.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -110,8 +113,27 @@ class Home:
             return ClusterFile(**json.loads(path.read_text()))
 
     def save(self, cluster: ClusterFile) -> None:
-        """Write cluster.json."""
+        """Write cluster.json, whatever was in it."""
         write_private(self.directory / "cluster.json", (json.dumps(asdict(cluster), indent=1) + "\n").encode())
+
+    def put_host(self, name: str, entry: dict[str, Any]) -> None:
+        """Write down that a host is in the cluster; others that are written down meanwhile stay."""
+        with self._locked(".changing"):
+            cluster = self.load()
+            self.save(replace(cluster, hosts={**cluster.hosts, name: entry}))
+
+    def drop_host(self, name: str) -> ClusterFile:
+        """Write down that a host is out; the cluster without it.
+
+        :raises FtkvmError: FTKVM-201, there is none of that name
+        """
+        with self._locked(".changing"):
+            cluster = self.load()
+            if name not in cluster.hosts:
+                raise FtkvmError("FTKVM-201", host=name)
+            left = replace(cluster, hosts={key: entry for key, entry in cluster.hosts.items() if key != name})
+            self.save(left)
+            return left
 
     def authority(self) -> Authority:
         """The cluster's certificate authority.
@@ -153,12 +175,20 @@ class Home:
     @contextmanager
     def held(self, *, alone: bool) -> Iterator[None]:
         """Keep the beat keys from changing (several commands may), or change them (``alone``); waits for others."""
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        with _flock(self.directory, os.O_RDONLY | os.O_DIRECTORY, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
             yield
-        finally:
-            os.close(descriptor)
+
+    @contextmanager
+    def entering(self) -> Iterator[None]:
+        """Around a host's entry into the cluster, until it is written down here; waits for another host's."""
+        with self._locked(".entering"):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Alone with what is done under this name, also among threads of one process."""
+        with _flock(self.directory / name, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX):
+            yield
 
     def tls(self) -> TlsFiles:
         """The operator's side of mutual TLS."""
@@ -182,8 +212,9 @@ class Home:
         found = identity_of(certificate)
         row = {"name": found.name, "role": str(found.role), "serial": found.serial,
                "not_after": found.not_after, "fingerprint": fingerprint(certificate)}  # fmt: skip
-        rows = [*(each for each in self.issued() if each["serial"] != found.serial), row]
-        write_private(self.directory / "certificates.json", (json.dumps(rows, indent=1) + "\n").encode())
+        with self._locked(".changing"):
+            rows = [*(each for each in self.issued() if each["serial"] != found.serial), row]
+            write_private(self.directory / "certificates.json", (json.dumps(rows, indent=1) + "\n").encode())
         return row
 
     def issued(self) -> list[dict[str, Any]]:
@@ -208,10 +239,15 @@ class Home:
         return self._read_list()[1]
 
     def revoke(self, serials: set[str]) -> bytes:
-        """Make the next revocation list, with these and all before; it counts on a host once that has it."""
-        number, there = self._read_list()
-        content = self.authority().revoke(there | serials, number + 1)
-        write_private(self.directory / "crl.pem", content)
+        """Make the next revocation list, with these and all before; it counts on a host once that has it.
+
+        safety: two made side by side from the same list before would each lack what the other revokes, under one
+        number, and hosts take only a list whose number is higher: one of the two would stay good there.
+        """
+        with self._locked(".changing"):
+            number, there = self._read_list()
+            content = self.authority().revoke(there | serials, number + 1)
+            write_private(self.directory / "crl.pem", content)
         return content
 
     def _read_list(self) -> tuple[int, frozenset[str]]:
@@ -235,3 +271,13 @@ class Home:
             empty = path.is_file() and not path.stat().st_size
             detail = "it is empty" if empty else str(error) or type(error).__name__
             raise FtkvmError("FTKVM-611", path=path, detail=detail) from error
+
+
+@contextmanager
+def _flock(path: Path, flags: int, kind: int) -> Iterator[None]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        os.close(descriptor)

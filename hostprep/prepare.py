@@ -3,11 +3,13 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from ftkvm.adapters.peers import HttpsPeers
+from ftkvm.agent.join import entered
 from ftkvm.catalogue import FtkvmError
 from ftkvm.cli.client import AgentClient
 from ftkvm.cli.patience import stretched
@@ -138,19 +140,42 @@ def _prepare(
         return Prepared(entry, [step.text for step in todo], preview(session, todo, wish.files))
     note_certificate(home, wish)
     check = _health_check(home, entry)
-    try:
-        _apply(session, todo, progress, check, cluster.datastore, others)
-    except (FtkvmError, KeyboardInterrupt):
-        _take_back_unless_member(session, entry.name, cluster, wish.journal)
-        raise
-    if not any(step.name == "services" for step in steps):
-        check()
+    with ExitStack() as entering:
+
+        def ready() -> None:
+            check()
+            entering.enter_context(home.entering())
+            _require_still(home, cluster, session, wish, hosts)
+
+        try:
+            if not any(step.name == "services" for step in steps):
+                ready()
+            _apply(session, todo, progress, ready, cluster.datastore, others)
+        except (FtkvmError, KeyboardInterrupt):
+            _take_back_unless_member(session, entry.name, cluster, wish.journal)
+            raise
+        home.put_host(entry.name, entry.to_json())
+        if not joined:
+            _wait_known(home, entry)
     session.run(f"rm -rf {clean_up(wish)}")
-    current = home.load()
-    home.save(replace(current, hosts={**current.hosts, entry.name: entry.to_json()}))
-    if not joined:
-        _wait_known(home, entry)
     return Prepared(entry, [step.text for step in todo])
+
+
+def _require_still(
+    home: Home, before: ClusterFile, session: Session, wish: Wish, hosts: Callable[[Home], list[Json]]
+) -> None:
+    """Hosts that came into the cluster since the plan was made: what they would have refused is refused.
+
+    safety: of several hosts that are added to a new cluster at once each was planned as its first, which may make a
+    cluster on its datastore. A second one would do that on another datastore than the first has. So one enters at a
+    time (the caller holds :meth:`Home.entering`), and whether it is the first is asked then.
+
+    :raises FtkvmError: FTKVM-610, 609, 219, 242, 261 ... 263
+    """
+    if set(home.load().hosts) - {*before.hosts, wish.host}:
+        found = facts_of.gather(session, before.datastore, _file_names())
+        entered(configuration(found), {**wish.join, "first": False})
+        require_may_join(machine_of(wish.host, found), members(hosts(home)))
 
 
 def require_newest_keys(session: Runner, found: HostFacts, home: Home) -> None:

@@ -1,7 +1,6 @@
 """``ftkvm host``."""
 
 import contextlib
-from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -167,11 +166,7 @@ def _forget(client: AgentClient, name: str, *, dead: bool) -> Json:
     """Out of the cluster, and its certificates are worth nothing."""
     with leaving(client.home, name):
         answer = client.call("POST", f"/v1/hosts/{name}/remove", {"dead": dead})
-    cluster = client.home.load()
-    known = {key: entry for key, entry in cluster.hosts.items() if key != name}
-    if known == cluster.hosts:
-        raise FtkvmError("FTKVM-201", host=name)
-    client.home.save(replace(cluster, hosts=known))
+    known = client.home.drop_host(name).hosts
     serials = _serials(client.home, name)
     missed: list[str] = []
     if serials:

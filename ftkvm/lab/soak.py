@@ -46,12 +46,13 @@ def make_stage(say: Say) -> Stage:
     stage = Stage(HOSTS)
     if not (names.OPERATOR / "cluster.json").exists():
         stage.create_cluster(say)
+        return stage
     missing = set(HOSTS) - set(Home(stage.home).load().hosts)
     if missing:
         raise FtkvmError("FTKVM-710", what=f"{', '.join(sorted(missing))} to be in the cluster", timeout_s="0")
     for name in HOSTS:  # after `ftkvm lab up` their agents may still be starting, and be of another tree
         stage.wait_usable(name)
-        stage.ftkvm("host", "add", name)
+    stage.add_hosts(say)
     return stage
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,11 +110,26 @@ class Seat:
         return said.out
 
     def add_host(self, host: Host, *more: str) -> Said:
-        said = self.run("host", "add", host.name, "--address", self.address(host), *more)
-        if said.status == 0 and not self._emulation and "--dry-run" not in more:
-            self.ok("cluster", "set", "ft.emulation=on")  # its guests are emulated: a cluster must allow that
-            self._emulation = True
+        said = self._add_host(host, *more)
+        if said.status == 0 and "--dry-run" not in more:
+            self._allow_emulation()
         return said
+
+    def add_all_hosts(self) -> None:
+        """Side by side; each must succeed."""
+        with ThreadPoolExecutor(len(self.hosts)) as pool:
+            done = list(pool.map(self._add_host, self.hosts))
+        assert not any(said.status for said in done), [said.err for said in done]
+        self._allow_emulation()
+
+    def _add_host(self, host: Host, *more: str) -> Said:
+        return self.run("host", "add", host.name, "--address", self.address(host), *more)
+
+    def _allow_emulation(self) -> None:
+        """Its guests are emulated: a cluster must allow that."""
+        if not self._emulation:
+            self.ok("cluster", "set", "ft.emulation=on")
+            self._emulation = True
 
     def define(self, host: Host, name: str, driver: str = "<driver name='qemu'/>", size: str = "64M") -> None:
         """Define a domain without a system on its disk, as somebody without ftkvm would."""
@@ -273,8 +289,7 @@ def seated(directory: Path, *hosts: str) -> Iterator[Seat]:
 def joined(directory: Path, *hosts: str) -> Iterator[Seat]:
     """A seat as :func:`seated`, its hosts in the cluster and well."""
     with seated(directory, *hosts) as made:
-        for host in made.hosts:
-            assert made.add_host(host).status == 0
+        made.add_all_hosts()
         made.wait_hosts()
         yield made
 

@@ -17,8 +17,7 @@ pytestmark = pytest.mark.lab
 @pytest.fixture(scope="module")
 def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
     with seated(tmp_path_factory.mktemp("seat"), "host71", "host72") as made:
-        for host in made.hosts:
-            assert made.add_host(host).status == 0
+        made.add_all_hosts()
         for name in ("v1", "v2"):
             made.define(made.hosts[0], name)
             made.ok("vm", "register", name, "--host", made.hosts[0].name)

@@ -39,8 +39,7 @@ def two(seat: Seat) -> Host:
 @pytest.fixture(scope="module")
 def vm(seat: Seat, one: Host, two: Host) -> str:
     """A VM that runs on ``one``; both hosts in the cluster."""
-    for host in (one, two):
-        assert seat.add_host(host).status == 0
+    seat.add_all_hosts()
     seat.define(one, "v1")
     seat.ok("vm", "register", "v1", "--host", one.name)
     seat.ok("vm", "start", "v1", "--host", one.name)

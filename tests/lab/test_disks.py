@@ -29,8 +29,8 @@ PATIENCE_S = 150
 @pytest.fixture(scope="module")
 def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
     with seated(tmp_path_factory.mktemp("seat"), *HOSTS) as made:
+        made.add_all_hosts()
         for host in made.hosts:
-            assert made.add_host(host).status == 0
             host.run(["mkdir", "-p", OWN])
         yield made
 

@@ -63,8 +63,7 @@ def _sample() -> list[tuple[str, str, str]]:
 @pytest.fixture(scope="module")
 def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
     with seated(tmp_path_factory.mktemp("seat"), "host15", "host16") as made:
-        for host in made.hosts:
-            assert made.add_host(host).status == 0
+        made.add_all_hosts()
         made.define(made.hosts[0], VM, size="1G")
         made.ok("vm", "register", VM, "--host", made.hosts[0].name)
         made.ok("vm", "start", VM, "--host", made.hosts[0].name)

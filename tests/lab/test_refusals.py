@@ -27,8 +27,7 @@ VM = "r1"
 def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
     """Three hosts, and a VM that runs on the first."""
     with seated(tmp_path_factory.mktemp("seat"), "host61", "host62", "host63") as made:
-        for host in made.hosts:
-            assert made.add_host(host).status == 0
+        made.add_all_hosts()
         made.define(made.hosts[0], VM)
         made.ok("vm", "register", VM, "--host", made.hosts[0].name)
         made.ok("vm", "start", VM, "--host", made.hosts[0].name)

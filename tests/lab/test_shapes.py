@@ -93,8 +93,7 @@ def extended(seat: Seat, name: str, shape: Shape) -> Callable[[str], str]:
 @pytest.fixture(scope="module")
 def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
     with seated(tmp_path_factory.mktemp("seat"), "host17", "host18") as made:
-        for host in made.hosts:
-            assert made.add_host(host).status == 0
+        made.add_all_hosts()
         yield made
 
 

@@ -26,8 +26,7 @@ def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
 
 @pytest.fixture(scope="module")
 def protected(seat: Seat) -> Guest:
-    for host in seat.hosts:
-        assert seat.add_host(host).status == 0
+    seat.add_all_hosts()
     seat.wait_hosts()
     guest = seat.guest("t1")
     seat.ok("vm", "start", "t1", "--host", seat.hosts[0].name)

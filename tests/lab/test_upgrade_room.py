@@ -22,8 +22,7 @@ UPGRADE = ("cluster", "upgrade-plan", "--upgrade-minutes", "0.2")
 @pytest.fixture(scope="module")
 def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
     with seated(tmp_path_factory.mktemp("seat"), "host57", "host58") as made:
-        for host in made.hosts:
-            assert made.add_host(host).status == 0
+        made.add_all_hosts()
         made.ok("cluster", "set", "ha.admission_control=off")
         yield made
 

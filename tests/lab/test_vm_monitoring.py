@@ -29,8 +29,7 @@ TEXT_SCREEN = (720, 400)
 @pytest.fixture(scope="module")
 def seat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seat]:
     with seated(tmp_path_factory.mktemp("seat"), "host41", "host42") as made:
-        for host in made.hosts:
-            assert made.add_host(host).status == 0
+        made.add_all_hosts()
         made.ok("cluster", "set", *SETTINGS)
         yield made
 

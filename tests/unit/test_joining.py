@@ -33,7 +33,7 @@ from hostprep.ground import Ground
 from hostprep.joining import machine_of, members
 from hostprep.nics import Nic
 from hostprep.plan import configuration
-from hostprep.prepare import prepare, require_out
+from hostprep.prepare import _require_still, host_entry, make_wish, prepare, require_out
 from hostprep.ssh import Result, Target
 
 ID = "cluster-id"
@@ -371,3 +371,24 @@ def test_a_network_stays_only_if_a_new_connection_says_so(
     assert len(confirmed) == (1 if code == "FTKVM-213" else 0)
     undone = [said for said in remote.commands if "systemctl disable -q --now ftkvm-nic-ft.service" in said]
     assert len(undone) == (0 if code == "FTKVM-213" else 1)
+
+
+@pytest.mark.parametrize(("changed", "other", "code"), [
+    ({}, "host1", ""), ({}, "host3", ""), ({"configuration": ""}, "host1", "FTKVM-610"),
+    ({"configuration": ""}, "host3", ""), ({"boot": "boot-host1\n"}, "host1", "FTKVM-262"),
+])  # fmt: skip
+def test_of_hosts_that_are_added_at_once_one_is_the_first(
+    cluster: Cluster, home: Home, changed: dict[str, str], other: str, code: str
+) -> None:
+    """host3 was planned as the first host; another one (or itself, by a run before) is in when it is to enter."""
+    remote = Remote(Target("host3", "10.0.0.3"), told(cluster, **changed))
+    empty = replace(home.load(), hosts={})
+    facts = parse(told(cluster, **changed))
+    made = make_wish(home, empty, host_entry("host3", facts, empty), facts)
+    assert made.join["first"]
+    home.save(empty)
+    _require_still(home, empty, cast(Any, remote), made, lambda _home: cluster.hosts())
+    home.put_host(other, dict(wish(int(other[-1]))["host"]))
+    with pytest.raises(FtkvmError) if code else contextlib.nullcontext() as caught:
+        _require_still(home, empty, cast(Any, remote), made, lambda _home: cluster.hosts())
+    assert (caught.value.code if caught else "") == code

@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,7 @@ WRITERS = {
     "agent/migrate.py": "/run/ftkvm/incoming",
     "agent/operations.py": "/run/ftkvm/operations",
     "cli/simulate.py": "a developer's golden logs",
+    "home.py": "empty files, to be locked",
     "keeper/probe.py": "the datastore: syncs the content; a heartbeat means nothing after a power loss",
     "keeper/store.py": "/run/ftkvm/pairs; the keeper never waits for a disk",
 }
@@ -225,6 +228,47 @@ def test_an_empty_revocation_list_is_not_taken_for_none(home: Home) -> None:
         home.revoke({"12"})
     assert caught.value.code == "FTKVM-611"
     assert (home.directory / "crl.pem").read_bytes() == b""
+
+
+def test_commands_side_by_side_lose_nothing_of_each_other(home: Home) -> None:
+    """Five ``host add`` and ``cert revoke`` at once, as a script starts them: all hosts, all certificates, all that was
+    revoked is in the files, and each revocation list has a number of its own."""
+    authority, names = home.authority(), [f"host{number}" for number in range(5)]
+    before, start = home.issued(), threading.Barrier(len(names))
+
+    def add_and_revoke(name: str) -> int:
+        mine, pair = Home(home.directory), authority.issue(name, role=Role.HOST)
+        start.wait(20)
+        mine.put_host(name, {"management": name})
+        mine.note(pair.certificate)
+        return pki.read_revoked(mine.revoke({name.encode().hex()}), authority.certificate)[0]
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        numbers = list(pool.map(add_and_revoke, names))
+    assert sorted(home.load().hosts) == names
+    assert sorted(row["name"] for row in home.issued() if row not in before) == names
+    assert home.revoked() >= {name.encode().hex() for name in names}
+    assert len(set(numbers)) == len(names)
+    assert sorted(home.drop_host("host3").hosts) == ["host0", "host1", "host2", "host4"]
+    with pytest.raises(FtkvmError) as caught:
+        home.drop_host("host3")
+    assert caught.value.code == "FTKVM-201"
+
+
+def test_hosts_enter_one_at_a_time(home: Home) -> None:
+    entered = threading.Event()
+
+    def enter() -> None:
+        with Home(home.directory).entering():
+            entered.set()
+
+    with home.entering():
+        thread = threading.Thread(target=enter)
+        thread.start()
+        home.put_host("host1", {})
+        assert not entered.wait(0.2)
+    assert entered.wait(5)
+    thread.join(5)
 
 
 @pytest.mark.parametrize("content", DAMAGED)
