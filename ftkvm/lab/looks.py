@@ -44,15 +44,20 @@ def _successions(emitters: dict[str, Emission]) -> Iterable[tuple[tuple[str, Emi
 
 
 def runs_for_itself(host: LabHost, vm: str) -> bool:
-    """Whether a QEMU of the VM on this host answers to its guest's clients: it runs and is no COLO secondary."""
+    """Whether a QEMU of the VM on this host answers to its guest's clients: it runs, and neither is a COLO secondary
+    nor waits for the memory of one that it is to become (``inmigrate``: its guest has not begun)."""
     if not host.running or not host.qemu_pids(vm):
         return False
-    ask = ["virsh", "qemu-monitor-command", vm, '{"execute":"query-colo-status"}']
+
+    def ask(command: str) -> dict[str, Any]:
+        said = host.run(["virsh", "qemu-monitor-command", vm, json.dumps({"execute": command})], timeout_s=10)
+        return dict(json.loads(said)["return"])
+
     try:
-        mode = json.loads(host.run(ask, timeout_s=10))["return"]["mode"]
+        # in this order: what waits now can be a secondary next, and not the other way round
+        return ask("query-status")["status"] != "inmigrate" and ask("query-colo-status")["mode"] != "secondary"
     except (FtkvmError, ValueError, KeyError):
         return bool(host.qemu_pids(vm))  # it cannot be asked: as bad as one that runs
-    return bool(mode != "secondary")
 
 
 def chain(host: LabHost, image: str) -> list[str]:
