@@ -34,13 +34,12 @@ in the agent's unit, and a call that one of them newly makes must not be found o
 
 _AGENT_CAPABILITIES = (
     "~CAP_AUDIT_CONTROL CAP_AUDIT_READ CAP_AUDIT_WRITE CAP_BLOCK_SUSPEND CAP_BPF CAP_CHECKPOINT_RESTORE"
-    " CAP_IPC_OWNER CAP_LEASE CAP_LINUX_IMMUTABLE CAP_MAC_OVERRIDE CAP_MKNOD CAP_NET_BROADCAST"
-    " CAP_PERFMON CAP_SETFCAP CAP_SETPCAP CAP_SYS_BOOT CAP_SYS_CHROOT CAP_SYS_MODULE CAP_SYS_PACCT CAP_SYS_RAWIO"
-    " CAP_SYS_TIME CAP_SYS_TTY_CONFIG CAP_WAKE_ALARM"
+    " CAP_IPC_OWNER CAP_LEASE CAP_LINUX_IMMUTABLE CAP_MAC_ADMIN CAP_MAC_OVERRIDE CAP_MKNOD"
+    " CAP_NET_BROADCAST CAP_PERFMON CAP_SETFCAP CAP_SETPCAP CAP_SYS_BOOT CAP_SYS_CHROOT CAP_SYS_MODULE CAP_SYS_PACCT"
+    " CAP_SYS_RAWIO CAP_SYS_TIME CAP_SYS_TTY_CONFIG CAP_WAKE_ALARM"
 )
 """What is taken from the agent. It keeps the rights over others' files and processes (QEMU's), the network's, those of
-a fence agent that uses ssh, CAP_SYSLOG (the kernel's log says whether the firmware keeps virtualisation off), and
-CAP_MAC_ADMIN: a merge changes libvirt's AppArmor profile of its domain (``ftkvm/adapters/apparmor.py``)."""
+a fence agent that uses ssh, and CAP_SYSLOG (the kernel's log says whether the firmware keeps virtualisation off)."""
 _KEEPER_CAPABILITIES = "CAP_DAC_OVERRIDE CAP_IPC_LOCK CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_NICE"
 """Others' files on the datastore; memory that stays; nftables; pings; real time."""
 _HOLD_CAPABILITIES = "CAP_DAC_OVERRIDE CAP_NET_ADMIN CAP_SYS_NICE"

@@ -59,7 +59,6 @@ def test_what_each_needs_is_left() -> None:
         "SYSLOG",
         "SYS_NICE",
         "SETUID",
-        "MAC_ADMIN",
     ):
         assert f"CAP_{needed} " not in agent + " ", needed
     assert "RestrictRealtime" not in directives(KEEPER)
