@@ -91,10 +91,11 @@ def script(datastore: str, files: Sequence[str]) -> str:
 
 def sections(datastore: str, files: Sequence[str]) -> dict[str, str]:
     """Each fact's name and its command."""
-    path, probe = shlex.quote(datastore), shlex.quote(f"{datastore}/.ftkvm-write-test")
+    # a name of its own: hosts that are looked at side by side would remove each other's (seen: FTKVM-301)
+    path, probe = shlex.quote(datastore), shlex.quote(f"{datastore}/.ftkvm-write-test-") + '"$(uname -n)"'
     names = " ".join(shlex.quote(name) for name in files)
     packages = " ".join((*PACKAGES, *BACKPORTS, *OTHERS))
-    write = f"dd if=/dev/zero of={probe} bs=4k count=1 conv=fsync 2>&1 && rm {probe}"
+    write = f"dd if=/dev/zero of={probe} bs=4k count=1 conv=fsync 2>&1 && rm -f {probe}"
     configs = shlex.quote(f"{datastore}/.ftkvm/config")
     newest = f"cd {configs} 2>/dev/null && cat $(ls | grep -x '[0-9]\\{{7\\}}[.]json' | tail -n 1) </dev/null"
     unit = "echo $unit $(systemctl is-enabled $unit 2>/dev/null) $(systemctl is-active $unit)"

@@ -55,7 +55,8 @@ def runs_for_itself(host: LabHost, vm: str) -> bool:
 
     try:
         # in this order: what waits now can be a secondary next, and not the other way round
-        return ask("query-status")["status"] != "inmigrate" and ask("query-colo-status")["mode"] != "secondary"
+        waits = ask("query-status")["status"] == "inmigrate"
+        return not (waits or ask("query-colo-status")["mode"] == "secondary")
     except (FtkvmError, ValueError, KeyError):
         return bool(host.qemu_pids(vm))  # it cannot be asked: as bad as one that runs
 

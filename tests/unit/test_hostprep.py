@@ -1,6 +1,7 @@
 """Host preparation: parsers on real output, plans as data, and apply/undo with real commands in a directory."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -563,3 +564,23 @@ def test_the_beat_keys_do_not_change_while_a_host_is_added(tmp_path: Path) -> No
         assert not changed.wait(0.2)
     assert changed.wait(5)
     thread.join()
+
+
+def test_hosts_that_are_looked_at_side_by_side_write_files_of_their_own(tmp_path: Path) -> None:
+    """With one name for all, one host's `rm` took the other's test file, and its datastore for not mounted."""
+    (tmp_path / "bin").mkdir()
+    for program, does in {
+        "uname": 'echo "$NAME"',
+        "rm": 'for file; do :; done; echo "${file##*/}" >> "$REMOVED"',
+    }.items():
+        (tmp_path / "bin" / program).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / program).chmod(0o755)
+    for name in ("host1", "host2"):
+        environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "NAME": name, "REMOVED": f"{tmp_path}/removed"}
+        (tmp_path / "data").mkdir(exist_ok=True)
+        command = facts_of.sections(f"{tmp_path}/data", [])["datastore"]
+        said = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=20)
+        assert facts_of.parse_datastore(said.stdout) == "ok"
+    written = sorted(path.name for path in (tmp_path / "data").iterdir())
+    assert written == sorted((tmp_path / "removed").read_text().split())
+    assert len(written) == 2
