@@ -75,7 +75,7 @@ class BeatsDue:
 class Home:
     """Files: ca.crt, ca.key, client.crt, client.key, beat.key, cluster.json, certificates.json, crl.pem, beats.json.
 
-    All 0600. Locks: the directory (:meth:`held`), then .entering (:meth:`entering`), then .changing; in that order, so
+    All 0600. Locks (empty files beside): the directory (:meth:`held`), then .entering (:meth:`entering`), then .changing; in that order, so
     nobody waits for somebody who waits for them.
     """
 
