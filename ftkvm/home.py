@@ -75,8 +75,8 @@ class BeatsDue:
 class Home:
     """Files: ca.crt, ca.key, client.crt, client.key, beat.key, cluster.json, certificates.json, crl.pem, beats.json.
 
-    All 0600. Locks (empty files beside): the directory (:meth:`held`), then .entering (:meth:`entering`), then .changing; in that order, so
-    nobody waits for somebody who waits for them.
+    All 0600. Locks, which are empty files but for the first: the directory (:meth:`held`), then .entering
+    (:meth:`entering`), then .changing; in that order, so nobody waits for somebody who waits for them.
     """
 
     def __init__(self, directory: Path | None = None) -> None:

@@ -145,7 +145,7 @@ def _prepare(
         def ready() -> None:
             check()
             entering.enter_context(home.entering())
-            _require_still(home, cluster, session, wish, hosts)
+            require_still(home, cluster, session, wish, hosts)
 
         try:
             if not any(step.name == "services" for step in steps):
@@ -161,7 +161,7 @@ def _prepare(
     return Prepared(entry, [step.text for step in todo])
 
 
-def _require_still(
+def require_still(
     home: Home, before: ClusterFile, session: Session, wish: Wish, hosts: Callable[[Home], list[Json]]
 ) -> None:
     """Hosts that came into the cluster since the plan was made: what they would have refused is refused.

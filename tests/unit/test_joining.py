@@ -33,7 +33,7 @@ from hostprep.ground import Ground
 from hostprep.joining import machine_of, members
 from hostprep.nics import Nic
 from hostprep.plan import configuration
-from hostprep.prepare import _require_still, host_entry, make_wish, prepare, require_out
+from hostprep.prepare import host_entry, make_wish, prepare, require_out, require_still
 from hostprep.ssh import Result, Target
 
 ID = "cluster-id"
@@ -387,8 +387,8 @@ def test_of_hosts_that_are_added_at_once_one_is_the_first(
     made = make_wish(home, empty, host_entry("host3", facts, empty), facts)
     assert made.join["first"]
     home.save(empty)
-    _require_still(home, empty, cast(Any, remote), made, lambda _home: cluster.hosts())
+    require_still(home, empty, cast(Any, remote), made, lambda _home: cluster.hosts())
     home.put_host(other, dict(wish(int(other[-1]))["host"]))
     with pytest.raises(FtkvmError) if code else contextlib.nullcontext() as caught:
-        _require_still(home, empty, cast(Any, remote), made, lambda _home: cluster.hosts())
+        require_still(home, empty, cast(Any, remote), made, lambda _home: cluster.hosts())
     assert (caught.value.code if caught else "") == code
